@@ -1,0 +1,19 @@
+"""Stage `download`: fetches the data set that data.name names, verified, as four IDX files."""
+
+import os
+from pathlib import Path
+
+from vae import command, mirrors
+from vae.params import load
+
+
+def main(params: Path, data: Path) -> None:
+    """Fetches the data set."""
+    name = load(params).data.name
+    sources = mirrors.download(name, data, dict(os.environ))
+    size = sum(file.stat().st_size for file in data.iterdir())
+    print(f"{name}: {size / 1e6:.1f} MB in {data}, from {sources[0]}")
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,68 @@
+"""Stage `train`: fits the VAE, streams each epoch to MLflow while it runs, and resumes where it was killed."""
+
+import csv
+import os
+import time
+from dataclasses import astuple
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from vae import checkpoint, command, data, live, model, training
+from vae.params import Params, load
+
+
+def build(params: Params, device: torch.device) -> training.Fit:
+    """A fresh model and the state of its training, from the seed alone."""
+    torch.manual_seed(params.train.seed)  # torch's initializers take no generator
+    return training.Fit(model.VAE(params.model).to(device), params.train)
+
+
+def main(params: Path, data_folder: Path, model_path: Path, record_path: Path) -> None:
+    """Fits the VAE."""
+    config = load(params)
+    device = training.choose_device(config.train.device)
+    torch.set_num_threads(config.train.threads)
+    images = data.load(data_folder, "train").images.to(device)
+    train, validation = data.split_validation(images, config.data.validation)
+    state = build(config, device)
+
+    sections = config.model_dump_json(include={"data", "model", "train"})
+    key = checkpoint.training_key(sections, list(data_folder.iterdir()))
+    root = Path(os.environ.get("DVC_ROOT", "."))
+    with checkpoint.checkpoint(root / ".checkpoints", key) as saved, live.follow(params, root, key) as run:
+        records = []
+        if resumed := saved.load():
+            state.load_state_dict(resumed["fit"])
+            records = [training.Record(*row) for row in resumed["records"]]
+            print(f"resuming after epoch {state.epoch}")
+        epochs = training.fit(state, train, validation, config.data.binarization)
+        started = time.monotonic()
+        with tqdm(total=config.train.epochs, initial=state.epoch, unit="epoch", disable=None) as bar:
+            for record in epochs:
+                records.append(record)
+                saved.save({"fit": state.state_dict(), "records": [astuple(row) for row in records]})
+                run.log(record, time.monotonic() - started)
+                started = time.monotonic()
+                bar.set_postfix_str(f"ELBO {-record.train_neg_elbo_nats:.2f}, validation {-record.val_neg_elbo_nats:.2f}")
+                bar.update()
+        write(record_path, records)
+        model.save(state.fitted, model_path)
+        saved.remove()
+        run.trained(model_path)
+    last = records[-1]
+    print(f"epoch {last.epoch}: validation neg-ELBO {last.val_neg_elbo_nats:.2f} nats, training {last.train_neg_elbo_nats:.2f}")
+
+
+def write(path: Path, records: list[training.Record]) -> None:
+    """Writes metrics/train.csv."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(training.COLUMNS)
+        writer.writerows([record.epoch, *(f"{value:.6g}" for value in astuple(record)[1:])] for record in records)
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,75 @@
+"""Data sets as whole uint8 tensors, their splits, and binarization."""
+
+import math
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vae.errors import InputError
+
+SIDE = 28
+PIXELS = SIDE * SIDE
+IDX_HEADER = {"images": struct.Struct(">4i"), "labels": struct.Struct(">2i")}  # magic, count[, rows, columns]
+IDX_MAGIC = {"images": 0x803, "labels": 0x801}  # unsigned byte, 3 and 1 dimensions
+
+
+class Split(NamedTuple):
+    images: Tensor  # (N, 784) uint8, grey
+    labels: Tensor  # (N,) uint8
+
+
+def read_idx(path: Path, kind: str) -> Tensor:
+    """Reads an IDX file of 28x28 images, (N, 784), or of labels, (N,), as uint8.
+
+    The file is mapped and not copied, and read as torchvision reads it.
+
+    Raises:
+        InputError: the file is missing, or not a whole IDX file of that kind.
+    """
+    header, remedy = IDX_HEADER[kind], "fetch it again with `dvc repro --force download`"
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; {remedy}")
+    size = path.stat().st_size
+    if size <= header.size:
+        raise InputError(f"{path}: {size} bytes are no IDX file of {kind}; {remedy}")
+    with path.open("rb") as file:
+        magic, count, *shape = header.unpack(file.read(header.size))
+    if magic != IDX_MAGIC[kind] or any(side != SIDE for side in shape) or size != header.size + count * math.prod(shape):
+        raise InputError(f"{path}: not a whole IDX file of {kind} (28x28, unsigned bytes); {remedy}")
+    content = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)[header.size :]
+    return content.view(count, PIXELS) if kind == "images" else content
+
+
+def load(folder: Path, split: str) -> Split:
+    """Loads the `train` or the `t10k` (test) files of a data set."""
+    images = read_idx(folder / f"{split}-images-idx3-ubyte", "images")
+    labels = read_idx(folder / f"{split}-labels-idx1-ubyte", "labels")
+    if len(images) != len(labels):
+        raise InputError(f"{folder}: {len(images)} images but {len(labels)} labels; `dvc repro --force download`")
+    return Split(images, labels)
+
+
+def split_validation(train: Tensor, validation: int) -> tuple[Tensor, Tensor]:
+    """Splits off the last `validation` training images, at most a fifth of them (small data sets have few).
+
+    Shapes: train (N, ...) -> (N - V, ...), (V, ...).
+    """
+    count = min(validation, len(train) // 5)
+    return train[: len(train) - count], train[len(train) - count :]
+
+
+def binarize(grey: Tensor, generator: torch.Generator) -> Tensor:
+    """Draws x ~ Bernoulli(grey / 255) (Salakhutdinov & Murray 2008), as float32 zeros and ones.
+
+    Shapes: grey (B, 784) uint8 -> (B, 784).
+    """
+    uniform = torch.rand(grey.shape, generator=generator, device=grey.device)  # (B, 784) in [0, 1)
+    return (uniform.mul_(255) < grey).float()
+
+
+def unit(grey: Tensor) -> Tensor:
+    """Grey bytes as intensities in [0, 1]. Shapes: (B, 784) uint8 -> (B, 784) float32."""
+    return grey.float().div_(255)

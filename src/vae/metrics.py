@@ -1,0 +1,123 @@
+"""Data-set means with standard errors, streamed over images and samples so that memory stays flat in both."""
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vae import data, objective
+from vae.model import VAE
+
+ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, section 5.2
+CHUNK = 4096  # decoded images held at a time: 13 MB of float32 pixels
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over images and its standard error."""
+
+    value: float
+    stderr: float
+
+
+def mean(values: Tensor) -> Mean:
+    """The mean of one value per image, and the sample deviation over the root of N. Shapes: (N,)."""
+    values = values.double()
+    deviation = values.std().item() if len(values) > 1 else math.nan
+    return Mean(values.mean().item(), deviation / math.sqrt(len(values)))
+
+
+def chunks(total: int, size: int) -> list[int]:
+    """Splits `total` into parts of `size` and a rest."""
+    return [size] * (total // size) + ([total % size] if total % size else [])
+
+
+@torch.no_grad()
+def bounds(model: VAE, x: Tensor, samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Rate, distortion and the importance-weighted bound of each image, from the same K samples.
+
+    nll = -(logsumexp_k log w_k - log K) (Burda et al. 2016, eq. 8). The samples of an image come in chunks and
+    only their running logsumexp is kept.
+
+    Shapes: x (B, P) -> rate (B,), distortion (B,), nll (B,), in nats, float64.
+    """
+    log_sum = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
+    rate_sum, distortion_sum = torch.zeros_like(log_sum), torch.zeros_like(log_sum)
+    for count in chunks(samples, max(1, CHUNK // len(x))):
+        rate, distortion = (part.double() for part in objective.log_weights(model, x, count, generator))  # (B, K)
+        log_sum = torch.logaddexp(log_sum, torch.logsumexp(-(rate + distortion), dim=1))
+        rate_sum += rate.sum(dim=1)
+        distortion_sum += distortion.sum(dim=1)
+    return rate_sum / samples, distortion_sum / samples, math.log(samples) - log_sum
+
+
+def over_images(model: VAE, images: Tensor, samples: int, generator: torch.Generator, label: str) -> list[Tensor]:
+    """`bounds` for all images, (N,) each, with a progress bar."""
+    size = max(1, min(len(images), CHUNK // min(samples, 64)))
+    parts = []
+    for batch in tqdm(images.split(size), desc=label, disable=None, leave=False):
+        parts.append(bounds(model, batch, samples, generator))
+    return [torch.cat(column) for column in zip(*parts, strict=True)]
+
+
+@torch.no_grad()
+def posterior(model: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
+    """mu and logvar of q(z|x) for all images. Shapes: (N, P) -> (N, D), (N, D)."""
+    parts = [model.encode(batch) for batch in x.split(CHUNK)]
+    mu, logvar = (torch.cat(part) for part in zip(*parts, strict=True))
+    return mu, logvar
+
+
+def active_units(mu: Tensor) -> int:
+    """The latents with Var_x(E_q[z]) > 0.01 (Burda et al. 2016). Shapes: mu (N, D)."""
+    return int((mu.double().var(dim=0) > ACTIVE_VARIANCE).sum())
+
+
+def latent_kl(mu: Tensor, logvar: Tensor) -> Tensor:
+    """E_x KL(q(z_d|x) || N(m_d, v_d)) of each latent, with m_d and v_d the moments of the aggregate posterior.
+
+    This is 0.5 (log v_d - E_x logvar_d): the nats that a latent carries, for any prior, up to how far its
+    aggregate posterior is from a Gaussian. Shapes: (N, D), (N, D) -> (D,).
+    """
+    mu, logvar = mu.double(), logvar.double()
+    aggregate = mu.var(dim=0, correction=0) + logvar.exp().mean(dim=0)  # (D,)
+    return 0.5 * (aggregate.log() - logvar.mean(dim=0))
+
+
+def evaluate(
+    model: VAE, grey: Tensor, samples: int, grey_samples: int, seed: int
+) -> dict[str, float | int | str]:
+    """All of metrics/evaluation.json but the split's name: means over the images of a split, in nats.
+
+    The binarization is drawn once, from `seed` alone, so that every model is scored on the same binary images.
+
+    Args:
+        grey: (N, P) uint8.
+        samples: K of the importance-weighted bound; the ELBO, its rate and its distortion average the same samples.
+        grey_samples: the samples of z for the score against grey values.
+    """
+    generator = torch.Generator(grey.device).manual_seed(seed)
+    x = data.binarize(grey, generator)  # (N, P)
+    rate, distortion, nll = over_images(model, x, samples, generator, f"importance-weighted bound, K={samples}")
+    grey_rate, grey_distortion, _ = over_images(model, data.unit(grey), grey_samples, generator, "grey values")
+    mu, _ = posterior(model, x)
+    means = {
+        "neg_elbo_nats": mean(rate + distortion),
+        "nll_iw_nats": mean(nll),
+        "rate_nats": mean(rate),
+        "distortion_nats": mean(distortion),
+        "neg_elbo_grey_nats": mean(grey_rate + grey_distortion),
+    }
+    result: dict[str, float | int | str] = {name: item.value for name, item in means.items()}
+    result |= {f"{name}_stderr": item.stderr for name, item in means.items()}
+    packed = x.bool().cpu().numpy().tobytes()
+    return result | {
+        "importance_samples": samples,
+        "active_units": active_units(mu),
+        "bits_per_dim": means["nll_iw_nats"].value / (data.PIXELS * math.log(2)),
+        "test_images": len(x),
+        "binarization_sha256": hashlib.sha256(packed).hexdigest(),
+    }

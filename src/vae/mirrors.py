@@ -1,0 +1,200 @@
+"""Where data sets come from: mirrors in order, checksums, and files that are whole or absent."""
+
+import gzip
+import hashlib
+import os
+import struct
+import time
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import requests
+from tqdm import tqdm
+
+from vae.errors import InputError
+
+TIMEOUT_SECONDS = (5, 30)  # to connect, between two bytes
+ATTEMPTS = 3
+CHUNK_BYTES = 1 << 16
+
+FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+MIRRORS = {
+    "mnist": (
+        "https://ossci-datasets.s3.amazonaws.com/mnist",
+        "https://storage.googleapis.com/cvdf-datasets/mnist",
+    ),
+    "fashion-mnist": ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",),
+    "kmnist": ("http://codh.rois.ac.jp/kmnist/dataset/kmnist",),
+}
+
+# MD5 of the decompressed content, because a mirror may have compressed it anew.
+CONTENT_MD5 = {
+    "mnist": (
+        "6bbc9ace898e44ae57da46a324031adb",
+        "a25bea736e30d166cdddb491f175f624",
+        "2646ac647ad5339dbf082846283269ea",
+        "27ae3e4e09519cfbb04c629615203637",
+    )
+}
+# MD5 of the gzip file as published, for the data sets whose content's checksum nobody publishes (torchvision's list).
+GZIP_MD5 = {
+    "fashion-mnist": (
+        "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+        "25c81989df183df01b3e8a0aad5dffbe",
+        "bef4ecab320f06d8554ea6380940ec79",
+        "bb300cfdad3c16e7a12a480ee83cd310",
+    ),
+    "kmnist": (
+        "bdb82020997e1d708af4cf47b453dcf7",
+        "e144d726b3acfaa3e44228e80efcd344",
+        "5c965bf0a639b31b8f53240b1b52f4d7",
+        "7320c461ea6c1c855c0b718fb2a4b134",
+    ),
+}
+
+# All that a source can do wrong; anything else is a fault of this program.
+SourceFailure = (requests.RequestException, OSError, EOFError, ValueError, zlib.error)
+
+
+def sources(name: str, environment: dict[str, str]) -> list[str]:
+    """The folders and URLs to try, in order: `MNIST_MIRROR` where it is set, then the public mirrors."""
+    own = environment.get("MNIST_MIRROR", "").strip()
+    return ([own] if own else []) + list(MIRRORS[name])
+
+
+def _read(source: str, file: str) -> bytes:
+    """The compressed bytes of `file` from a folder or URL."""
+    if not source.startswith(("http://", "https://")):
+        return (Path(source).expanduser() / f"{file}.gz").read_bytes()
+    with requests.get(f"{source.rstrip('/')}/{file}.gz", stream=True, timeout=TIMEOUT_SECONDS) as response:
+        response.raise_for_status()
+        total = int(response.headers.get("Content-Length", 0)) or None
+        content = bytearray()
+        with tqdm(total=total, desc=f"{file}.gz", unit="B", unit_scale=True, disable=None) as bar:
+            for chunk in response.iter_content(CHUNK_BYTES):
+                content += chunk
+                bar.update(len(chunk))
+        if total and len(content) != total:
+            raise EOFError(f"{len(content)} of {total} bytes")
+    return bytes(content)
+
+
+def _verified(name: str, index: int, compressed: bytes) -> bytes:
+    """Decompresses a file and checks it. Raises ValueError or OSError where the content is not the published one."""
+    content = gzip.decompress(compressed)
+    if name in CONTENT_MD5:
+        expected, actual = CONTENT_MD5[name][index], hashlib.md5(content).hexdigest()
+    else:
+        expected, actual = GZIP_MD5[name][index], hashlib.md5(compressed).hexdigest()
+    if actual != expected:
+        raise ValueError(f"MD5 {actual}, expected {expected}")
+    return content
+
+
+def _transient(error: BaseException) -> bool:
+    """Whether trying the same source again may help."""
+    if isinstance(error, requests.HTTPError):
+        return error.response is not None and error.response.status_code >= 500
+    return isinstance(error, (requests.Timeout, requests.exceptions.ChunkedEncodingError, EOFError))
+
+
+def _fetch(name: str, index: int, candidates: list[str], pause: Callable[[float], None]) -> bytes:
+    """One verified file from the first source that has it."""
+    failures = []
+    for source in candidates:
+        for attempt in range(ATTEMPTS):
+            try:
+                return _verified(name, index, _read(source, FILES[index]))
+            except SourceFailure as error:
+                if attempt + 1 < ATTEMPTS and _transient(error):
+                    pause(2.0**attempt)
+                    continue
+                failures.append(f"{source} ({_reason(error)})")
+                break
+    raise InputError(
+        f"{FILES[index]}.gz of {name}: no source has it: {'; '.join(failures)}. Set MNIST_MIRROR to a folder or URL "
+        "that has the four .gz files, or use the bundled data: dvc exp run -S data.name=digits"
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """Why a source failed, in a few words."""
+    match error:
+        case requests.Timeout():
+            return "timed out"
+        case requests.HTTPError() if error.response is not None:
+            return f"HTTP {error.response.status_code}"
+        case requests.ConnectionError():
+            return "cannot be reached"
+        case FileNotFoundError():
+            return "no such file"
+        case gzip.BadGzipFile() | EOFError() | zlib.error():
+            return f"damaged: {error}"
+        case _:
+            return str(error)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Writes a file that is whole or absent: complete it under another name, then rename."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_files(folder: Path, contents: Iterable[tuple[str, bytes]]) -> None:
+    """Writes files into `folder`, or leaves it without any of them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    try:
+        for file, content in contents:
+            _write(folder / file, content)
+            written.append(folder / file)
+    except BaseException:
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def digits() -> tuple[bytes, ...]:
+    """scikit-learn's 1797 handwritten digits of 8x8, scaled to 28x28, as the contents of the four IDX files.
+
+    The last 360 are the test split. No network is needed.
+    """
+    import numpy as np  # these three only here: the other data sets need none of them
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    grey = np.rint(bunch.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8)
+    images = np.stack([np.asarray(Image.fromarray(image).resize((28, 28), Image.Resampling.BICUBIC)) for image in grey])
+    contents = []
+    for part in (slice(None, -360), slice(-360, None)):
+        count = len(images[part])
+        contents.append(struct.pack(">4i", 0x803, count, 28, 28) + images[part].tobytes())
+        contents.append(struct.pack(">2i", 0x801, count) + bunch.target[part].astype(np.uint8).tobytes())
+    return tuple(contents)
+
+
+def download(
+    name: str, folder: Path, environment: dict[str, str], pause: Callable[[float], None] = time.sleep
+) -> list[str]:
+    """Puts the four IDX files of a data set into `folder`, decompressed and verified; returns the sources to try.
+
+    Args:
+        environment: where `MNIST_MIRROR`, a folder or URL to try first, may stand.
+        pause: waits that many seconds before another attempt.
+
+    Raises:
+        InputError: no source has a file; the message says what was tried, why it failed, and the way out.
+    """
+    if name == "digits":
+        write_files(folder, zip(FILES, digits(), strict=True))
+        return ["bundled with scikit-learn"]
+    candidates = sources(name, environment)
+    write_files(folder, ((file, _fetch(name, index, candidates, pause)) for index, file in enumerate(FILES)))
+    return candidates

@@ -1,0 +1,130 @@
+"""The strict, typed schema of params.yaml, the only home of numbers."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vae.errors import InputError
+
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+
+
+class Section(BaseModel):
+    """A block of params.yaml: no unknown key, no missing key, no default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(Section):
+    name: Literal["mnist", "fashion-mnist", "kmnist", "digits"]
+    validation: Count
+    binarization: Literal["dynamic", "none"]
+
+
+class Model(Section):
+    hidden: Annotated[list[Annotated[int, Field(ge=1, le=16384)]], Field(min_length=1, max_length=16)]
+    latent_dim: Annotated[int, Field(ge=2, le=1024)]
+    prior: Literal["standard-normal", "mixture", "flow"]
+    mixture_components: Annotated[int, Field(ge=1, le=65536)]
+    flow_couplings: Annotated[int, Field(ge=1, le=64)]
+    flow_width: Annotated[int, Field(ge=1, le=16384)]
+
+
+class Train(Section):
+    seed: Seed
+    epochs: Count
+    batch_size: Count
+    learning_rate: Positive
+    schedule: Literal["constant", "cosine"]
+    warmup_steps: Annotated[int, Field(ge=0)]
+    kl_warmup_epochs: NonNegative
+    gradient_clip: NonNegative
+    ema_decay: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    precision: Literal["bf16", "fp32"]
+    threads: Annotated[int, Field(ge=1, le=1024)]
+
+
+class Evaluate(Section):
+    seed: Seed
+    importance_samples: Count
+    grey_samples: Count
+    precision: Literal["bf16", "fp32"]
+
+
+class Generate(Section):
+    seed: Seed
+    rows: Annotated[int, Field(ge=1, le=100)]
+    columns: Annotated[int, Field(ge=1, le=100)]
+    interpolations: Annotated[int, Field(ge=1, le=100)]
+
+
+class Track(Section):
+    experiment: Name
+    registered_model: Name
+
+
+class Params(Section):
+    data: Data
+    model: Model
+    train: Train
+    evaluate: Evaluate
+    generate: Generate
+    track: Track
+
+
+def _explain(error: ValidationError, path: Path) -> str:
+    """The first thing that is wrong, in one line."""
+    detail = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in detail["loc"])
+    section = detail["loc"][0] if len(detail["loc"]) > 1 else ""
+    known = Params.model_fields[section].annotation if section in Params.model_fields else Params
+    keys = ", ".join(known.model_fields)  # type: ignore[union-attr]
+    where = section or "the file"
+    match detail["type"]:
+        case "extra_forbidden":
+            return f"{path}: {key}: unknown key; {where} has: {keys}"
+        case "missing":
+            return f"{path}: {key}: missing; {where} must have: {keys}"
+        case _:
+            problem = detail["msg"][0].lower() + detail["msg"][1:]
+            return f"{path}: {key}: {problem}, got {detail['input']!r}"
+
+
+def parse(text: str, path: Path = Path("params.yaml")) -> Params:
+    """Parses the text of params.yaml.
+
+    Every scalar is read as text and typed by the schema alone. YAML 1.1 and 1.2 disagree on what `1e-05`,
+    `012`, `on` and `12:30` mean, and DVC writes one dialect where PyYAML reads the other.
+
+    Raises:
+        InputError: not YAML, an unknown or missing key, or a value of the wrong type or range.
+    """
+    try:
+        tree = yaml.load(text, Loader=yaml.BaseLoader)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    try:
+        return Params.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(_explain(error, path)) from error
+
+
+def load(path: Path) -> Params:
+    """Reads params.yaml. Raises InputError as `parse` does, or if the file cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}; run from the root of the repository") from error
+    return parse(text, path)
+
+
+def leaves(params: Params) -> dict[str, str | int | float | list]:
+    """Every leaf of params.yaml under its full name, `section.key`."""
+    return {f"{name}.{key}": value for name, section in params for key, value in section}

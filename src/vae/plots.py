@@ -1,0 +1,88 @@
+"""Arrays to pictures. Grids of digits are PNGs of their own pixels; charts are drawn by matplotlib."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+SIDE = 28
+SCALE = 2  # screen pixels a side for each pixel of a digit
+GAP = 2  # pixels of a digit between two digits
+
+
+def tile(images: NDArray, columns: int) -> NDArray[np.uint8]:
+    """Lays digits out in rows of `columns`, white on black with grey lines between them.
+
+    Shapes: images (N, 784), intensities in [0, 1] -> (height, width).
+    """
+    grey = np.rint(np.clip(images, 0, 1) * 255).astype(np.uint8).reshape(-1, SIDE, SIDE)
+    rows = -(-len(grey) // columns)
+    cell = SIDE + GAP
+    canvas = np.full((rows * cell + GAP, columns * cell + GAP), 60, dtype=np.uint8)
+    for index, image in enumerate(grey):
+        top, left = (GAP + cell * place for place in divmod(index, columns))
+        canvas[top : top + SIDE, left : left + SIDE] = image
+    return canvas
+
+
+def save_grid(path: Path, images: NDArray, columns: int) -> None:
+    """Writes digits (N, 784) as a PNG of rows of `columns`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.fromarray(tile(images, columns))
+    picture.resize((picture.width * SCALE, picture.height * SCALE), Image.Resampling.NEAREST).save(path, optimize=True)
+
+
+def interleave(*rows: NDArray) -> NDArray:
+    """Stacks rows of digits one over the other. Shapes: R arrays (N, 784) -> (R * N, 784)."""
+    return np.concatenate(rows)
+
+
+def _save_figure(figure, path: Path) -> None:  # type: ignore[no-untyped-def]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, metadata={"Software": None})  # the version would change the bytes
+
+
+def _axes(width: float, height: float):  # type: ignore[no-untyped-def]
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second that only charts need
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def principal_components(points: NDArray) -> tuple[NDArray, NDArray]:
+    """The coordinates on the two directions of most variance, and the share of variance of each.
+
+    Shapes: (N, D) -> (N, 2), (2,).
+    """
+    centred = points - points.mean(axis=0)
+    values, vectors = np.linalg.eigh(centred.T @ centred)
+    values, vectors = values[::-1][:2], vectors[:, ::-1][:, :2]
+    vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), range(vectors.shape[1])])  # fix the sign
+    return centred @ vectors, values / (centred**2).sum()
+
+
+def save_latent_space(path: Path, mu: NDArray, labels: NDArray) -> None:
+    """The aggregate posterior's means on their two principal components, coloured by digit. (N, D), (N,)."""
+    points, share = principal_components(mu)
+    figure, axes = _axes(6.4, 5.2)
+    scatter = axes.scatter(*points.T, c=labels, cmap="tab10", vmin=-0.5, vmax=9.5, s=3, linewidths=0)
+    figure.colorbar(scatter, ticks=range(10), label="class")
+    axes.set_title("Posterior means of the test images")
+    axes.set_xlabel(f"first principal component ({share[0]:.0%} of the variance)")
+    axes.set_ylabel(f"second principal component ({share[1]:.0%})")
+    _save_figure(figure, path)
+
+
+def save_latent_kl(path: Path, kl: NDArray) -> None:
+    """The nats that each latent carries, largest first. (D,)."""
+    figure, axes = _axes(6.4, 3.6)
+    axes.bar(range(1, len(kl) + 1), np.sort(kl)[::-1], width=0.8)
+    axes.set_title("Information in each latent dimension")
+    axes.set_xlabel("latent dimension, by rank")
+    axes.set_ylabel("KL to the aggregate [nats]")
+    _save_figure(figure, path)

@@ -1,0 +1,166 @@
+"""Fitting a VAE: a generator that yields one record per epoch."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from vae import data, objective
+from vae.errors import InputError
+from vae.model import VAE
+from vae.params import Train
+
+COLUMNS = ("epoch", "train_neg_elbo_nats", "val_neg_elbo_nats", "rate_nats", "distortion_nats", "lr")
+VALIDATION_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of metrics/train.csv: means over images in nats; rate and distortion are those of training."""
+
+    epoch: int
+    train_neg_elbo_nats: float
+    val_neg_elbo_nats: float
+    rate_nats: float
+    distortion_nats: float
+    lr: float
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU.
+
+    Raises:
+        InputError: the named device is not on this machine.
+    """
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = "cuda" if available["cuda"] else "cpu"
+    if not available[name]:
+        raise InputError(f"params.yaml: train.device: no {name} device on this machine; use auto or cpu")
+    return torch.device(name)
+
+
+def learning_rate(config: Train, progress: float, step: int) -> float:
+    """The rate at `step`: a linear warm-up, then constant or a half cosine to zero (Loshchilov & Hutter 2017)."""
+    warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    decay = 0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1.0
+    return config.learning_rate * warmup * decay
+
+
+def kl_weight(config: Train, epoch: float) -> float:
+    """beta, the weight of the rate: rises linearly to 1 (Bowman et al. 2016; Sonderby et al. 2016)."""
+    return min(1.0, epoch / config.kl_warmup_epochs) if config.kl_warmup_epochs else 1.0
+
+
+def inputs(grey: Tensor, binarization: str, generator: torch.Generator) -> Tensor:
+    """What the network is trained on: fresh binary pixels, or the grey values. (B, P) uint8 -> (B, P) float32."""
+    return data.binarize(grey, generator) if binarization == "dynamic" else data.unit(grey)
+
+
+@torch.no_grad()
+def validate(model: VAE, grey: Tensor, binarization: str, seed: int) -> float:
+    """The mean neg-ELBO of a split in nats, with the same noise each time. grey (V, P) uint8."""
+    generator = torch.Generator(grey.device).manual_seed(seed)
+    total = 0.0
+    for batch in grey.split(VALIDATION_BATCH):
+        rate, distortion = objective.elbo_terms(model, inputs(batch, binarization, generator), generator)
+        total += (rate + distortion).sum(dtype=torch.float64).item()
+    return total / len(grey)
+
+
+class Fit:
+    """The state of a training: all that a checkpoint holds."""
+
+    def __init__(self, model: VAE, config: Train) -> None:
+        self.model = model
+        self.config = config
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
+        decay = config.ema_decay
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
+        self.generator = torch.Generator(next(model.parameters()).device).manual_seed(config.seed)
+        self.epoch = 0
+
+    @property
+    def precision(self) -> torch.autocast:
+        """bf16 products with float32 sums, or float32 throughout."""
+        device = self.generator.device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    @property
+    def fitted(self) -> VAE:
+        """The model to validate and to keep: the averaged weights where there are any."""
+        return self.average.module if self.average else self.model
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "epoch": self.epoch,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict() if self.average else {},
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epoch = state["epoch"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+        self.generator.set_state(state["generator"].cpu())
+
+    def _step(self, x: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+        """One gradient step on a batch (B, P); returns its mean rate and distortion, not yet waited for."""
+        with self.precision:
+            rate, distortion = objective.elbo_terms(self.model, x, self.generator)
+        rate, distortion = rate.mean(), distortion.mean()  # images
+        self.optimizer.zero_grad(set_to_none=True)
+        (beta * rate + distortion).backward()
+        if self.config.gradient_clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+        self.optimizer.step()
+        if self.average:
+            self.average.update_parameters(self.model)
+        return rate.detach(), distortion.detach()
+
+    def run_epoch(self, train: Tensor, validation: Tensor, binarization: str) -> Record:
+        """Trains on every image once, then validates."""
+        size = self.config.batch_size
+        steps = math.ceil(len(train) / size)
+        order = torch.randperm(len(train), generator=self.generator, device=train.device)  # (N,)
+        totals = torch.zeros(2, device=train.device)  # of rate and distortion
+        self.model.train()
+        for index, batch in enumerate(order.split(size)):
+            step = self.epoch * steps + index
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(self.config, step / (self.config.epochs * steps), step)
+            x = inputs(train[batch], binarization, self.generator)
+            rate, distortion = self._step(x, kl_weight(self.config, step / steps))
+            totals += torch.stack([rate, distortion]) * len(batch)
+        self.epoch += 1
+        self.model.eval()
+        rate, distortion = (totals.double() / len(train)).tolist()
+        with self.precision:
+            val = validate(self.fitted, validation, binarization, self.config.seed)
+        return Record(self.epoch, rate + distortion, val, rate, distortion, self.optimizer.param_groups[0]["lr"])
+
+
+def fit(state: Fit, train: Tensor, validation: Tensor, binarization: str) -> Iterator[Record]:
+    """Trains up to the epochs of the configuration, from where `state` stands; yields a record after each.
+
+    Shapes: train (N, P) uint8 and validation (V, P) uint8, grey.
+
+    Raises:
+        InputError: the loss is no longer finite; nothing is yielded for that epoch.
+    """
+    while state.epoch < state.config.epochs:
+        record = state.run_epoch(train, validation, binarization)
+        if not math.isfinite(record.train_neg_elbo_nats) or not math.isfinite(record.val_neg_elbo_nats):
+            raise InputError(
+                f"training diverged: the loss of epoch {record.epoch} is not finite; "
+                "lower train.learning_rate, or bound the gradients with train.gradient_clip"
+            )
+        yield record
