@@ -28,7 +28,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: Model) -> None:
         super().__init__()
-        self.layers = mlp([PIXELS, *config.hidden, 2 * config.latent_dim])
+        self.layers = mlp([PIXELS, *config.encoder, 2 * config.latent_dim])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Shapes: x (B, P) in [0, 1] -> mu (B, D), logvar (B, D), both float32."""
@@ -41,7 +41,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: Model) -> None:
         super().__init__()
-        self.layers = mlp([config.latent_dim, *reversed(config.hidden), PIXELS])
+        self.layers = mlp([config.latent_dim, *config.decoder, PIXELS])
 
     def forward(self, z: Tensor) -> Tensor:
         """Shapes: z (..., D) -> logits (..., P)."""

@@ -12,6 +12,8 @@ Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Width = Annotated[int, Field(ge=1, le=16384)]
+Widths = Annotated[list[Width], Field(min_length=1, max_length=16)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 
 
@@ -28,12 +30,13 @@ class Data(Section):
 
 
 class Model(Section):
-    hidden: Annotated[list[Annotated[int, Field(ge=1, le=16384)]], Field(min_length=1, max_length=16)]
+    encoder: Widths
+    decoder: Widths
     latent_dim: Annotated[int, Field(ge=2, le=1024)]
     prior: Literal["standard-normal", "mixture", "flow"]
     mixture_components: Annotated[int, Field(ge=1, le=65536)]
     flow_couplings: Annotated[int, Field(ge=1, le=64)]
-    flow_width: Annotated[int, Field(ge=1, le=16384)]
+    flow_width: Width
 
 
 class Train(Section):

@@ -3,42 +3,55 @@
 MLflow loads this file as code and the weights as safetensors; no pickle is executed.
 """
 
+import math
 from pathlib import Path
-from typing import Annotated, Literal
 
 import torch
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from vae import data, model
 
 MOST = 1000  # digits in one request
-
-Intensity = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Image = Annotated[list[Intensity], Field(min_length=data.PIXELS, max_length=data.PIXELS)]
-Latent = list[Annotated[float, Field(allow_inf_nan=False)]]
-Task = Literal["generate", "reconstruct", "encode", "decode"]
+NEEDS = {"generate": {"n", "seed"}, "reconstruct": {"images"}, "encode": {"images"}, "decode": {"latents"}}
 
 
 class Request(BaseModel):
-    """One task. Images are 784 grey values in [0, 1], row by row; latents have the model's dimension."""
+    """One task and what it needs.
+
+    Images are 784 grey values in [0, 1], row by row; latents have the model's dimension. Types are plain because
+    MLflow derives the signature from them; the validators hold the rest.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
-    task: Task
-    n: Annotated[int, Field(ge=1, le=MOST)] | None = None  # generate
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None  # generate
-    images: Annotated[list[Image], Field(min_length=1, max_length=MOST)] | None = None  # reconstruct, encode
-    latents: Annotated[list[Latent], Field(min_length=1, max_length=MOST)] | None = None  # decode
+    task: str
+    n: int | None = None  # of digits to generate
+    seed: int | None = None
+    images: list[list[float]] | None = None
+    latents: list[list[float]] | None = None
 
     @model_validator(mode="after")
-    def _has_what_it_needs(self) -> "Request":
-        needs = {"generate": {"n", "seed"}, "reconstruct": {"images"}, "encode": {"images"}, "decode": {"latents"}}
+    def _answerable(self) -> "Request":
+        if self.task not in NEEDS:
+            raise ValueError(f"task {self.task!r}: must be one of {', '.join(NEEDS)}")
         given = {name for name in ("n", "seed", "images", "latents") if getattr(self, name) is not None}
-        if given != needs[self.task]:
-            raise ValueError(f"task {self.task} takes {sorted(needs[self.task])}, got {sorted(given)}")
+        if given != NEEDS[self.task]:
+            raise ValueError(f"task {self.task} takes {sorted(NEEDS[self.task])}, got {sorted(given)}")
+        if self.n is not None and not 1 <= self.n <= MOST:
+            raise ValueError(f"n: must be from 1 to {MOST}, got {self.n}")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed: must be from 0 to 2^63 - 1, got {self.seed}")
+        rows = self.images if self.images is not None else self.latents
+        if rows is not None and not 1 <= len(rows) <= MOST:
+            raise ValueError(f"from 1 to {MOST} rows in one request, got {len(rows)}")
+        for image in self.images or []:
+            if len(image) != data.PIXELS or not all(0 <= grey <= 1 for grey in image):  # NaN fails too
+                raise ValueError(f"images: {data.PIXELS} finite values in [0, 1] each")
+        if not all(math.isfinite(value) for latent in self.latents or [] for value in latent):
+            raise ValueError("latents: every value must be finite")
         return self
 
 

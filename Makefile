@@ -1,0 +1,42 @@
+# Every target does its own set-up in .venv; there is nothing to install or to activate first.
+.DEFAULT_GOAL := help
+.PHONY: help run test test-fast lint ui setup
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export MLFLOW_DISABLE_TELEMETRY := true
+export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
+
+help:  ## what there is
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+# Made anew only when the lock file or the package's own metadata has changed.
+.venv/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv --clear .venv
+	python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+setup: .venv/installed  ## install requirements.lock into .venv
+
+run: setup  ## the whole pipeline: dvc repro on MNIST, or on the bundled digits where no mirror answers
+	@if python pipeline/reachable.py params.yaml data; then dvc repro; \
+	else dvc exp run --set-param data.name=digits; fi
+
+test: setup  ## all tests: the fast ones, then those that run the real dvc and mlflow
+	python -m pytest -q -m "not pipeline"
+	python -m pytest -q -m pipeline
+
+test-fast: setup  ## the fast tests only
+	python -m pytest -q -m "not pipeline"
+
+lint: setup  ## format, lint and types
+	ruff format --check .
+	ruff check .
+	mypy
+
+ui: setup  ## the MLflow UI on the project's store
+	@echo "MLflow UI: http://127.0.0.1:$${PORT:-5000}"
+	@mlflow server --backend-store-uri "$(MLFLOW_TRACKING_URI)" --host 127.0.0.1 --port $${PORT:-5000}

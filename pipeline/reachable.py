@@ -1,0 +1,22 @@
+"""For `make run`: exits 0 where the chosen data set is here or some source has it, 1 where none answers."""
+
+import os
+import sys
+from pathlib import Path
+
+from vae import command, mirrors
+from vae.params import load
+
+
+def main(params: Path, data: Path) -> None:
+    """Tells whether the data set can be had."""
+    name = load(params).data.name
+    if name == "digits" or all((data / file).is_file() for file in mirrors.FILES):
+        return
+    if failures := mirrors.unreachable(name, dict(os.environ)):
+        print(f"{name}: no source answers ({'; '.join(failures)}): running on the bundled digits instead")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    command.run(main)
