@@ -1,6 +1,6 @@
 # Every target does its own set-up in .venv; there is nothing to install or to activate first.
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast lint ui setup
+.PHONY: help run test test-fast lint ui setup which doctor reproduce
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 
@@ -40,3 +40,12 @@ lint: setup  ## format, lint and types
 ui: setup  ## the MLflow UI on the project's store
 	@echo "MLflow UI: http://127.0.0.1:$${PORT:-5000}"
 	@mlflow server --backend-store-uri "$(MLFLOW_TRACKING_URI)" --host 127.0.0.1 --port $${PORT:-5000}
+
+which: setup  ## NAME=...: which run is this experiment, or which experiment is this run
+	@python pipeline/which.py params.yaml metrics/mlflow.json "$(NAME)"
+
+doctor: setup  ## find runs and experiments that have lost each other; MEND=1 mends them
+	@python pipeline/doctor.py params.yaml metrics/mlflow.json $(if $(MEND),--mend)
+
+reproduce: setup  ## RUN=...: run a recorded MLflow run again from scratch, and compare every file
+	@python pipeline/reproduce.py params.yaml "$(RUN)"

@@ -31,7 +31,7 @@ def main(params: Path, data_folder: Path, model_path: Path, record_path: Path) -
     sections = config.model_dump_json(include={"data", "model", "train"})
     key = checkpoint.training_key(sections, list(data_folder.iterdir()))
     root = Path(os.environ.get("DVC_ROOT", "."))
-    with checkpoint.checkpoint(root / ".checkpoints", key) as saved, live.follow(params, root, key) as run:
+    with checkpoint.checkpoint(root, key) as saved, live.follow(params, root, key) as run:
         records = []
         if resumed := saved.load():
             state.load_state_dict(resumed["fit"])
@@ -49,8 +49,8 @@ def main(params: Path, data_folder: Path, model_path: Path, record_path: Path) -
                 bar.update()
         write(record_path, records)
         model.save(state.fitted, model_path)
-        saved.remove()
-        run.trained(model_path)
+        saved.finish(model_path)
+        run.trained()
     last = records[-1]
     print(f"epoch {last.epoch}: validation neg-ELBO {last.val_neg_elbo_nats:.2f} nats, training {last.train_neg_elbo_nats:.2f}")
 

@@ -23,21 +23,25 @@ def training_key(config: str, files: list[Path]) -> str:
     return digest.hexdigest()
 
 
+FOLDER = ".checkpoints"  # in the main repository, which `dvc exp run --temp` does not delete
+
+
 class Checkpoint:
     """The last state of one training, written whole or not at all."""
 
-    def __init__(self, path: Path | None) -> None:
-        self.path = path  # None: another process trains the same; it alone keeps checkpoints
+    def __init__(self, path: Path, own: bool) -> None:
+        self.path = path
+        self.own = own  # else another process trains the same, and it alone keeps checkpoints
 
     def save(self, state: dict[str, Any]) -> None:
-        if self.path:
+        if self.own:
             partial = self.path.with_suffix(".partial")
             torch.save(state, partial)
             os.replace(partial, self.path)
 
     def load(self) -> dict[str, Any] | None:
         """The saved state, or None where there is none that can be read."""
-        if not self.path or not self.path.is_file():
+        if not self.own or not self.path.is_file():
             return None
         try:
             return torch.load(self.path, weights_only=True)
@@ -45,20 +49,36 @@ class Checkpoint:
             print(f"{self.path}: unreadable checkpoint ({error}); training from the start", file=sys.stderr)
             return None
 
-    def remove(self) -> None:
-        if self.path:
+    def finish(self, model: Path) -> None:
+        """Notes which training made this model, for who looks for its run, and drops the checkpoint."""
+        digest = hashlib.sha256(model.read_bytes()).hexdigest()
+        self.path.with_name(f"{digest}.training").write_text(self.path.stem)
+        if self.own:
             self.path.unlink(missing_ok=True)
 
 
+def is_held(root: Path, key: str) -> bool:
+    """Whether a living process holds the training `key`."""
+    path = root / FOLDER / f"{key}.lock"
+    if not path.is_file():
+        return False
+    try:
+        with FileLock(path, blocking=False):
+            return False
+    except Timeout:
+        return True
+
+
 @contextmanager
-def checkpoint(folder: Path, key: str) -> Iterator[Checkpoint]:
+def checkpoint(root: Path, key: str) -> Iterator[Checkpoint]:
     """The checkpoint of the training `key`, held by this process until it ends, however it ends."""
+    folder = root / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f"{key}.lock")
+    path, lock = folder / f"{key}.pt", FileLock(folder / f"{key}.lock")
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        yield Checkpoint(None)
+        yield Checkpoint(path, own=False)
         return
     with lock:
-        yield Checkpoint(folder / f"{key}.pt")
+        yield Checkpoint(path, own=True)

@@ -5,7 +5,6 @@ import inspect
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 
 from vae.errors import InputError
@@ -15,15 +14,22 @@ def _terminate(signum: int, _frame: FrameType | None) -> None:
     sys.exit(128 + signum)  # unwinds the stack, so that every `finally` and `with` gets its turn
 
 
+def _parser(main: Callable[..., None]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=inspect.getdoc(main))
+    for name, parameter in inspect.signature(main).parameters.items():
+        if parameter.annotation is bool:
+            parser.add_argument(f"--{name}", action="store_true")
+        else:
+            parser.add_argument(name, type=parameter.annotation)
+    return parser
+
+
 def run(main: Callable[..., None]) -> None:
-    """Calls `main` with a path from argv for each of its parameters, in order.
+    """Calls `main` with argv: a positional argument for each Path or str parameter, a flag for each bool.
 
     An InputError, or a file that cannot be read or written, is one line on stderr and exit code 1.
     """
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    for name in inspect.signature(main).parameters:
-        parser.add_argument(name, type=Path)
-    arguments = vars(parser.parse_args())
+    arguments = vars(_parser(main).parse_args())
     signal.signal(signal.SIGTERM, _terminate)
     try:
         main(**arguments)

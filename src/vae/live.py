@@ -13,7 +13,7 @@ from typing import Any
 
 from vae.training import Record
 
-GRACE_SECONDS = 10  # that an ended training waits for its last records to be stored
+GRACE_SECONDS = 15  # that an ended training waits for its last records to be stored
 PIPE_BYTES = 1 << 20  # room for some five thousand epochs that a stalled store has not taken
 
 
@@ -41,9 +41,8 @@ class Run:
         """One epoch, and the time it took."""
         self._send({"record": asdict(record), "seconds": seconds})
 
-    def trained(self, model: Path) -> None:
-        """The training has ended well, with this model; the track stage will complete its run."""
-        self._send({"model": str(model)})
+    def trained(self) -> None:
+        """The training has ended well; the track stage will complete its run."""
         self.outcome = "TRAINED"
 
     def close(self, outcome: str) -> None:
@@ -53,13 +52,14 @@ class Run:
         try:
             self.observer.wait(GRACE_SECONDS)
         except subprocess.TimeoutExpired:
-            self.observer.kill()  # the store does not answer
+            self.observer.kill()  # the store does not answer; its run is left to the track stage
 
 
 @contextmanager
 def follow(params: Path, root: Path, key: str) -> Iterator[Run]:
     """Opens the MLflow run of the training `key` in an observer process, and ends it as the block ends.
 
+    A training that was killed and started again goes on in its run.
     An error ends the run as FAILED, a signal as KILLED; where this process dies without a word, the observer finds
     its pipe closed and ends the run as KILLED.
     """
@@ -92,8 +92,6 @@ def observe(params: Path, root: Path, key: str) -> None:
             match json.loads(line):
                 case {"record": record, "seconds": seconds}:
                     live.log(record, seconds)
-                case {"model": model}:
-                    live.trained(Path(model))
                 case {"outcome": str(word)}:
                     outcome = word
         live.end(outcome)

@@ -3,7 +3,9 @@
 import csv
 import hashlib
 import json
+import math
 import os
+import shutil
 import subprocess
 import tempfile
 import time
@@ -15,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
 from filelock import FileLock
@@ -28,6 +32,8 @@ from vae.params import Params, leaves, load
 LOCK_SECONDS = 120
 PARAMS_AT_ONCE = 100  # MLflow's limit for one request
 METRICS_AT_ONCE = 1000
+CHAMPION, CHAMPION_METRIC = "champion", "val_neg_elbo_nats"
+CURVE_NAMES = {"rate_nats": "train_rate_nats", "distortion_nats": "train_distortion_nats"}
 REQUIREMENTS = ("mlflow", "numpy", "pydantic", "pyyaml", "safetensors", "torch")  # of the model that is served
 
 
@@ -45,6 +51,18 @@ def store_lock(root: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def reported(uri: str) -> Iterator[None]:
+    """Turns whatever a store raises, of any client library, into the error that names the store."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"MLflow store {uri}: {reason}; check MLFLOW_TRACKING_URI") from error
+
+
 class Store:
     """The experiment in the tracking store, created where it is not there.
 
@@ -55,13 +73,22 @@ class Store:
     def __init__(self, root: Path, experiment: str) -> None:
         self.root = root.resolve()
         self.uri = store_uri(root)
-        try:
-            with store_lock(root):
-                self.client = MlflowClient(self.uri)
-                self.experiment = self._experiment(experiment)
-        except MlflowException as error:
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(f"MLflow store {self.uri}: {reason}; check MLFLOW_TRACKING_URI") from error
+        with reported(self.uri), store_lock(root):
+            self._create_database()
+            self.client = MlflowClient(self.uri)
+            self.experiment = self._experiment(experiment)
+
+    def _create_database(self) -> None:
+        """Creates the schema of a new SQLite store aside: a process killed in its midst leaves no half of it."""
+        path = Path(self.uri.removeprefix("sqlite:///"))
+        if not self.uri.startswith("sqlite:///") or path.exists():
+            return
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        partial = path.with_name(f"{path.name}.partial")
+        partial.unlink(missing_ok=True)
+        SqlAlchemyStore(f"sqlite:///{partial}", str(self.root / "mlartifacts"))._dispose_engine()
+        os.replace(partial, path)
 
     def _experiment(self, name: str) -> Experiment:
         found = self.client.get_experiment_by_name(name)
@@ -78,6 +105,31 @@ class Store:
         """The runs that carry these tags (`__` in a name stands for a dot), newest first."""
         conditions = [f"tags.`{name.replace('__', '.')}` = '{value}'" for name, value in tags.items()]
         return list(self.client.search_runs([self.experiment.experiment_id], " and ".join(conditions)))
+
+    def unfinished(self, model_sha256: str) -> list[Run]:
+        """The open runs of the training that made this model, also where their observer was lost on the way."""
+        note = self.root / ".checkpoints" / f"{model_sha256}.training"
+        if not note.is_file():
+            return []
+        return [run for run in self.find(vae__training=note.read_text()) if run.info.status != "FINISHED"]
+
+    def run_tags(self, run_id: str, *needed: str) -> dict[str, str]:
+        """The tags of a run.
+
+        Raises:
+            InputError: there is no such run, or it lacks one of the `needed` tags.
+        """
+        try:
+            tags = self.client.get_run(run_id).data.tags
+        except MlflowException as error:
+            raise InputError(f"{run_id}: no such run in {self.uri}; `make ui` shows the runs and their ids") from error
+        if missing := [name for name in needed if name not in tags]:
+            raise InputError(f"run {run_id} has no {', '.join(missing)}: it was never completed, or not made from a commit")
+        return tags
+
+    def download(self, run_id: str, path: str, folder: Path) -> Path:
+        """Copies a run's artifacts below `path` into `folder`."""
+        return Path(self.client.download_artifacts(run_id, path, str(folder)))
 
     def log_params(self, run_id: str, values: dict[str, Any]) -> None:
         items = [Param(name, str(value)) for name, value in values.items()]
@@ -120,11 +172,8 @@ class LiveRun:
         self.store.log_params(self.run_id, trained)
 
     def log(self, record: dict[str, Any], seconds: float) -> None:
-        epoch = record.pop("epoch")
-        self.store.log_metrics(self.run_id, [(epoch, record | {"epoch_seconds": seconds})])
-
-    def trained(self, model: Path) -> None:
-        self.store.set_tags(self.run_id, {"vae.model_sha256": file_sha256(model)})
+        epoch, values = curve_point(record)
+        self.store.log_metrics(self.run_id, [(epoch, values | {"epoch_seconds": seconds})])
 
     def end(self, outcome: str) -> None:
         if outcome != "TRAINED":
@@ -156,11 +205,16 @@ class State:
         return digest.hexdigest()
 
 
+def curve_point(row: dict[str, Any]) -> tuple[int, dict[str, float]]:
+    """A row of metrics/train.csv as (epoch, values); the training's rate is not to be taken for the test's."""
+    values = {CURVE_NAMES.get(name, name): float(value) for name, value in row.items()}
+    return int(values.pop("epoch")), values
+
+
 def read_curves(path: Path) -> list[tuple[int, dict[str, float]]]:
     """The rows of metrics/train.csv as (epoch, values)."""
     with path.open(newline="") as file:
-        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-    return [(int(row.pop("epoch")), row) for row in rows]
+        return [curve_point(row) for row in csv.DictReader(file)]
 
 
 def git(*arguments: str, **environment: str) -> str:
@@ -223,15 +277,43 @@ def log_model(run_id: str, state: State) -> str:
     """Logs the servable model with its signature, input example and pinned requirements; returns its URI."""
     import mlflow  # and with it pandas: only the complete record needs them
 
-    library = Path(__file__).parent
-    return mlflow.pyfunc.log_model(
-        name="model",
-        python_model=library / "serving.py",
-        artifacts={"model": str(state.model)},
-        code_paths=[str(library)],
-        input_example=[{"task": "generate", "n": 1, "seed": 0}],
-        pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
-    ).model_uri
+    with tempfile.TemporaryDirectory() as folder:
+        library = shutil.copytree(Path(__file__).parent, Path(folder) / "vae", ignore=lambda *_: ["__pycache__"])
+        return mlflow.pyfunc.log_model(
+            name="model",
+            python_model=library / "serving.py",
+            artifacts={"model": str(state.model)},
+            code_paths=[str(library)],
+            input_example=[{"task": "generate", "n": 1, "seed": 0}],
+            pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
+        ).model_uri
+
+
+def hashes(state: State) -> dict[str, str]:
+    """The SHA-256 of every file of this state that a reproduction must come to."""
+    files = (path for root in state.outputs() for path in (sorted(root.rglob("*")) if root.is_dir() else [root]))
+    return {str(path): file_sha256(path) for path in files if path.is_file()}
+
+
+def register(store: Store, config: Params, run_id: str, uri: str, value: float) -> None:
+    """Registers the model, and makes it the champion if it beats the present one on the validation split.
+
+    Models of another data set, or scored on other pixels, have a name of their own: their nats do not compare.
+    """
+    name = f"{config.track.registered_model}-{config.data.name}"
+    if config.data.binarization == "none":
+        name += "-grey"
+    client = store.client
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+    champion = client.get_registered_model(name).aliases.get(CHAMPION)
+    made = client.create_model_version(name, uri, run_id, tags={CHAMPION_METRIC: repr(value)})
+    best = float(client.get_model_version(name, champion).tags.get(CHAMPION_METRIC, "inf")) if champion else math.inf
+    if value < best:
+        client.set_registered_model_alias(name, CHAMPION, made.version)
+    compared = f"the champion, version {champion}, with {best:.2f}" if champion else "no champion"
+    verdict = "it is the new champion" if value < best else "the champion stays"
+    print(f"registered {name} version {made.version}: {CHAMPION_METRIC} {value:.2f} against {compared}: {verdict}")
 
 
 def record(state: State, root: Path) -> str:
@@ -246,7 +328,7 @@ def record(state: State, root: Path) -> str:
     config = load(state.params)
     store = Store(root, config.track.experiment)
     key = state.key()
-    with store_lock(root):
+    with reported(store.uri), store_lock(root):
         for run in store.find(vae__key=key):
             if run.info.status == "FINISHED":
                 add_experiment(store, run)
@@ -254,12 +336,15 @@ def record(state: State, root: Path) -> str:
         return _write(store, state, config, key)
 
 
+def experiment_names(run: Run) -> set[str]:
+    """The DVC experiments that have come to the state of this run."""
+    return {name for name in run.data.tags.get("dvc.experiments", "").split(",") if name}
+
+
 def add_experiment(store: Store, run: Run) -> None:
     """Adds the name of the DVC experiment that has come to the same state."""
-    name = os.environ.get("DVC_EXP_NAME")
-    known = [known for known in run.data.tags.get("dvc.experiments", "").split(",") if known]
-    if name and name not in known:
-        store.set_tags(run.info.run_id, {"dvc.experiments": ",".join([*known, name])})
+    if name := os.environ.get("DVC_EXP_NAME"):
+        store.set_tags(run.info.run_id, {"dvc.experiments": ",".join(sorted(experiment_names(run) | {name}))})
 
 
 def _write(store: Store, state: State, config: Params, key: str) -> str:
@@ -269,7 +354,7 @@ def _write(store: Store, state: State, config: Params, key: str) -> str:
     client, diff = store.client, working_tree_diff(state.outputs())
     tags = provenance(state, key, diff)
     name = os.environ.get("DVC_EXP_NAME") or f"{config.data.name}-{key[:7]}"
-    live = [run for run in store.find(vae__model_sha256=tags["vae.model_sha256"]) if run.info.status == "RUNNING"]
+    live = store.unfinished(tags["vae.model_sha256"])
     mlflow.set_tracking_uri(store.uri)
     with mlflow.start_run(
         run_id=live[0].info.run_id if live else None, experiment_id=store.experiment.experiment_id, run_name=name
@@ -286,16 +371,20 @@ def _write(store: Store, state: State, config: Params, key: str) -> str:
             run_id, [(epochs, {name: float(value) for name, value in evaluation.items() if not isinstance(value, str)})]
         )
         client.log_inputs(run_id, [dataset_input(config.data.name, state.data)])
+        client.log_artifacts(run_id, str(state.samples), state.samples.name)
+        client.log_artifacts(run_id, str(state.plots), state.plots.name)
         for picture in sorted([*state.plots.rglob("*.png"), *state.samples.rglob("*.png")]):
-            client.log_image(run_id, Image.open(picture), key=picture.stem, step=epochs, synchronous=True)
-            client.log_artifact(run_id, str(picture), picture.parent.name)
+            image_key = f"{picture.parent.name}_{picture.stem}"  # the same in each run, for the UI to compare
+            client.log_image(run_id, Image.open(picture), key=image_key, step=epochs, synchronous=True)
         for path in (state.params, Path("dvc.yaml"), Path("dvc.lock")):
             if path.is_file():
                 client.log_artifact(run_id, str(path))
-        for path in (state.curves, state.evaluation):
+        for path in (state.model, state.curves, state.evaluation):
             client.log_artifact(run_id, str(path), path.parent.name)
         client.log_text(run_id, diff, "working-tree.diff")
-        log_model(run_id, state)
+        uri = log_model(run_id, state)
+        client.log_dict(run_id, hashes(state), "hashes.json")
+        register(store, config, run_id, uri, curves[-1][1][CHAMPION_METRIC])
         if "dvc.experiment" in tags:
             tags["dvc.experiments"] = tags["dvc.experiment"]
         store.set_tags(run_id, tags)  # last: the key marks a run that is whole

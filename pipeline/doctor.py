@@ -1,0 +1,64 @@
+"""Finds what DVC and MLflow do not both know, and mends what can be mended."""
+
+import sys
+from pathlib import Path
+
+
+from vae import checkpoint, command, experiments, tracking
+from vae.params import load
+
+
+def main(params: Path, result: Path, mend: bool) -> None:
+    """Reports runs stuck in RUNNING, experiments without a run, and runs without an experiment."""
+    root = Path().resolve()
+    store = tracking.Store(root, load(params).track.experiment)
+    runs, known = store.find(), experiments.experiments(root, result)
+    left = stuck(store, root, runs, mend) + unrecorded(root, runs, known, mend) + orphans(runs, known)
+    print(f"{len(runs)} runs, {len(known)} experiments: {left or 'nothing'} to mend")
+    sys.exit(1 if left else 0)
+
+
+def stuck(store: tracking.Store, root: Path, runs: list[tracking.Run], mend: bool) -> int:
+    """Runs that are RUNNING although no training holds their lock. Ending one that only waits for `track` is safe:
+    `track` completes it all the same."""
+    left = 0
+    for run in runs:
+        if run.info.status == "RUNNING" and not checkpoint.is_held(root, run.data.tags.get("vae.training", "")):
+            if mend:
+                store.client.set_terminated(run.info.run_id, "KILLED")
+            left += not mend
+            print(f"{run.info.run_name} ({run.info.run_id}): RUNNING, but nothing trains{'; ended as KILLED' * mend}")
+    return left
+
+
+def unrecorded(root: Path, runs: list[tracking.Run], known: list[experiments.Experiment], mend: bool) -> int:
+    """Experiments whose run is not in this store: their files are recorded again from DVC's cache."""
+    ids = {run.info.run_id for run in runs}
+    names = {name for run in runs for name in tracking.experiment_names(run)}
+    left = 0
+    for item in known:
+        if item.run_id not in ids and item.name not in names:
+            print(f"experiment {item.name} ({item.revision[:7]}): no run in this store{'; recording it' * mend}")
+            if mend:
+                experiments.record_again(root, item)
+            left += not mend
+    return left
+
+
+def orphans(runs: list[tracking.Run], known: list[experiments.Experiment]) -> int:
+    """Runs of experiments that DVC no longer has. Nothing is lost: each can be brought back from its run."""
+    left = 0
+    names, recorded = {item.name for item in known}, {item.run_id for item in known}
+    for run in runs:
+        gone = tracking.experiment_names(run) - names
+        if gone and run.info.run_id not in recorded and not tracking.experiment_names(run) & names:
+            print(
+                f"{run.info.run_name} ({run.info.run_id}): DVC has no experiment {', '.join(sorted(gone))}; "
+                f"bring it back with `make reproduce RUN={run.info.run_id}`, or delete the run"
+            )
+            left += 1
+    return left
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,96 @@
+"""A run brought back: its code, its changes and its params in a separate work tree, run again and compared."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from safetensors.numpy import load_file
+
+from vae import experiments
+from vae.errors import InputError
+
+STAGES = ("train", "evaluate", "generate")
+
+
+def restore(folder: Path, recorded: Path) -> None:
+    """Puts a run's uncommitted changes, params and lock on top of its commit.
+
+    Args:
+        folder: the work tree, at the run's commit.
+        recorded: the run's artifacts.
+    """
+    diff = recorded / "working-tree.diff"
+    if diff.stat().st_size:
+        experiments.execute(["git", "apply", "--binary", str(diff.resolve())], folder)
+    for name in ("params.yaml", "dvc.yaml", "dvc.lock"):
+        (folder / name).write_bytes((recorded / name).read_bytes())
+
+
+def rerun(folder: Path) -> None:
+    """Takes the data set from DVC's cache, its remote or its mirrors, and runs the stages, nothing from a cache."""
+    for command in (["dvc", "checkout", "--force", "data"], ["dvc", "pull", "data"], ["dvc", "repro", "download"]):
+        try:
+            experiments.execute(command, folder)
+            break
+        except InputError as error:
+            failure = error
+    else:
+        raise failure
+    store = f"sqlite:///{folder / 'mlflow.db'}"  # its own: the run that is reproduced has a record already
+    for stage in STAGES:
+        command = ["dvc", "repro", "--single-item", "--force", "--no-commit", stage]
+        experiments.execute(command, folder, MLFLOW_TRACKING_URI=store, DVC_ROOT=str(folder))
+
+
+def _numbers(path: Path) -> np.ndarray:
+    """All numbers of a JSON, CSV, PNG, NPZ or safetensors file in one row."""
+    match path.suffix:
+        case ".json":
+            values = [value for value in json.loads(path.read_text()).values() if not isinstance(value, str)]
+        case ".csv":
+            with path.open(newline="") as file:
+                values = [float(value) for row in list(csv.reader(file))[1:] for value in row]
+        case ".png":
+            values = np.asarray(Image.open(path)).ravel()
+        case ".npz":
+            with np.load(path) as arrays:
+                values = np.concatenate([arrays[name].ravel() for name in sorted(arrays)])
+        case ".safetensors":
+            values = np.concatenate([array.ravel() for _, array in sorted(load_file(path).items())])
+        case _:
+            return np.empty(0)
+    return np.asarray(values, dtype=np.float64)
+
+
+def distance(one: Path, other: Path) -> str:
+    """How far two files are apart, in words."""
+    first, second = _numbers(one), _numbers(other)
+    if first.shape != second.shape or not first.size:
+        return "other content"
+    return f"largest difference {np.nanmax(np.abs(first - second)):.3g} over {first.size} numbers"
+
+
+def compare(folder: Path, hashes: dict[str, str], digest: Callable[[Path], str], recorded: Path) -> int:
+    """Prints, file by file, whether the work tree has what was recorded; returns how many files differ.
+
+    Args:
+        hashes: the recorded SHA-256 of each file.
+        digest: gives the SHA-256 of a file.
+        recorded: the folder of the recorded files, to measure how far one is apart.
+    """
+    different = 0
+    width = max(map(len, hashes))
+    for name, expected in hashes.items():
+        path = folder / name
+        if not path.is_file():
+            verdict = "missing"
+        elif digest(path) == expected:
+            verdict = "the same, bit for bit"
+        else:
+            verdict = distance(path, recorded / name)
+        different += verdict != "the same, bit for bit"
+        print(f"  {name:{width}}  {verdict}")
+    return different
