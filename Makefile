@@ -7,7 +7,7 @@ SHELL := bash
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
-export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
+MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 
 help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20

@@ -1,6 +1,7 @@
 """Stage `train`: fits the VAE, streams each epoch to MLflow while it runs, and resumes where it was killed."""
 
 import csv
+import json
 import os
 import time
 from dataclasses import astuple
@@ -19,7 +20,7 @@ def build(params: Params, device: torch.device) -> training.Fit:
     return training.Fit(model.VAE(params.model).to(device), params.train)
 
 
-def main(params: Path, data_folder: Path, model_path: Path, record_path: Path) -> None:
+def main(params: Path, data_folder: Path, model_path: Path, curves: Path, validation_path: Path) -> None:
     """Fits the VAE."""
     config = load(params)
     device = training.choose_device(config.train.device)
@@ -47,7 +48,9 @@ def main(params: Path, data_folder: Path, model_path: Path, record_path: Path) -
                 started = time.monotonic()
                 bar.set_postfix_str(f"ELBO {-record.train_neg_elbo_nats:.2f}, validation {-record.val_neg_elbo_nats:.2f}")
                 bar.update()
-        write(record_path, records)
+        write(curves, records)
+        chosen = {"val_neg_elbo_nats": float(f"{records[-1].val_neg_elbo_nats:.6g}")}  # what sweeps are sorted by
+        validation_path.write_text(json.dumps(chosen, indent=2) + "\n")
         model.save(state.fitted, model_path)
         saved.finish(model_path)
         run.trained()

@@ -1,0 +1,293 @@
+"""Data-set means: against quadrature, chunk by chunk, and with the keys of metrics/evaluation.json."""
+
+import hashlib
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.distributions import Normal, kl_divergence
+
+from vae import data, metrics, objective
+
+MEANS = ["neg_elbo_nats", "nll_iw_nats", "rate_nats", "distortion_nats", "neg_elbo_grey_nats"]
+OTHERS = ["importance_samples", "active_units", "bits_per_dim", "test_images", "binarization_sha256"]
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def binary():
+    """Six binary images, float64."""
+    return torch.bernoulli(torch.full((6, data.PIXELS), 0.4, dtype=torch.float64), generator=generator(7))
+
+
+@pytest.fixture
+def grey():
+    """Forty grey images, some of their pixels black or white."""
+    images = torch.randint(-100, 356, (40, data.PIXELS), generator=generator(8))
+    return images.clamp(0, 255).to(torch.uint8)
+
+
+@pytest.fixture
+def plane(vae, perturb):
+    """Makes a float64 model with two latents, whose posterior is as wide as a few units of a grid."""
+
+    def make(prior: str):
+        model = perturb(vae(prior=prior, latent_dim=2, encoder=[8], decoder=[8]), scale=0.05)
+        with torch.no_grad():
+            model.encode.layers[-1].weight.mul_(0.3)
+            model.encode.layers[-1].bias[2:] = torch.tensor([0.2, -0.3])
+        return model.double()
+
+    return make
+
+
+def log_likelihood(model, x: torch.Tensor) -> torch.Tensor:
+    """log p(x) = log of the integral of p(x|z) p(z), by the midpoint rule on a square of 16 units. (B, P) -> (B,)."""
+    line = (torch.arange(240) + 0.5) / 15 - 8
+    z = torch.cartesian_prod(line, line)
+    parts = []
+    for part in z.split(8000):
+        logits = model.decode(part)
+        log_p_x = logits @ x.T - torch.logaddexp(logits, torch.zeros(())).sum(dim=1, keepdim=True)  # (Z, B)
+        parts.append(torch.logsumexp(log_p_x + model.prior.log_prob(part)[:, None], dim=0))
+    return torch.logsumexp(torch.stack(parts), dim=0) - math.log(15**2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prior", ["standard-normal", "mixture", "flow"])
+def test_importance_weighted_bound_against_quadrature(plane, binary, float64, prior):
+    """With many samples it is -log p(x), image by image, within 5 standard errors of the estimate.
+
+    The standard error is that of the log of a mean: the relative deviation of w over the root of K.
+    """
+    model, samples = plane(prior), 6000
+    expected = -log_likelihood(model, binary)
+    _, _, nll = metrics.bounds(model, binary, samples, generator())
+    rate, distortion = objective.log_weights(model, binary, 1000, generator(1))
+    w = torch.softmax(-(rate + distortion), dim=1) * 1000  # relative to their mean
+    stderr = w.std(dim=1) / math.sqrt(samples)
+    assert (stderr < 0.1).all()
+    assert ((nll - expected).abs() < 5 * stderr).all()
+    assert (((rate + distortion).mean(dim=1) - expected) > 10 * stderr).all()  # the ELBO is another number
+
+
+@torch.no_grad()
+def test_bound_tightens_with_more_samples(plane, binary, float64):
+    """E[nll] does not rise with K (Burda et al. 2016, theorem 1), within 4 standard errors of repeated draws."""
+    model, repeats = plane("standard-normal"), 60
+    draws = {}
+    for samples in (1, 2, 5, 20, 100):
+        x = binary.repeat(repeats, 1)
+        _, _, nll = metrics.bounds(model, x, samples, generator(samples))
+        draws[samples] = nll.view(repeats, len(binary)).mean(dim=1)
+    bounds = [(nll.mean().item(), nll.std().item() / math.sqrt(repeats)) for nll in draws.values()]
+    for (few, few_error), (more, more_error) in zip(bounds, bounds[1:], strict=False):
+        assert more < few + 4 * math.hypot(few_error, more_error)
+    assert bounds[-1][0] < bounds[0][0] - 4 * math.hypot(bounds[0][1], bounds[-1][1])
+    exact = -log_likelihood(model, binary).mean().item()
+    assert bounds[-1][0] > exact - 4 * bounds[-1][1]
+
+
+@torch.no_grad()
+def test_bounds_are_their_definitions(plane, binary, float64):
+    """Means of rate and distortion, and -(logsumexp log w - log K), from the same samples."""
+    model = plane("mixture")
+    found = metrics.bounds(model, binary, 7, generator(3))
+    rate, distortion = objective.log_weights(model, binary, 7, generator(3))
+    nll = -(torch.logsumexp(-(rate + distortion), dim=1) - math.log(7))
+    for ours, expected in zip(found, (rate.mean(dim=1), distortion.mean(dim=1), nll), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-10)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prior", ["standard-normal", "mixture", "flow"])
+def test_one_sample_is_the_elbo(plane, binary, float64, prior):
+    """With K = 1 the two bounds are the same number, and with more the importance-weighted one is never above."""
+    model = plane(prior)
+    rate, distortion, nll = metrics.bounds(model, binary, 1, generator())
+    torch.testing.assert_close(nll, rate + distortion, rtol=1e-13, atol=0)
+    rate, distortion, nll = metrics.bounds(model, binary, 30, generator())
+    assert (nll < rate + distortion).all()
+
+
+@pytest.mark.parametrize("chunk", [1, 6, 11, 12, 13, 60, 10**6])
+def test_chunks_of_samples(monkeypatch, plane, binary, chunk):
+    """The running sums are those over all samples at once, whatever the chunk, to float64 rounding."""
+    rate, distortion = torch.rand(2, 6, 25, dtype=torch.float64, generator=generator()) * 800
+    used = []
+
+    def stored(_model, _x, samples, _generator):
+        part = slice(sum(used), sum(used) + samples)
+        used.append(samples)
+        return rate[:, part], distortion[:, part]
+
+    monkeypatch.setattr(metrics.objective, "log_weights", stored)
+    monkeypatch.setattr(metrics, "CHUNK", chunk)
+    found = metrics.bounds(plane("standard-normal"), binary, 25, generator())
+    assert sum(used) == 25
+    assert max(used) * len(binary) <= max(chunk, len(binary))
+    nll = math.log(25) - torch.logsumexp(-(rate + distortion), dim=1)
+    for ours, expected in zip(found, (rate.mean(dim=1), distortion.mean(dim=1), nll), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-13, atol=1e-11)
+
+
+@torch.no_grad()
+def test_chunks_of_images(monkeypatch, plane, float64):
+    """Image by image the same noise: chunks of images give what one pass gives, to float64 rounding."""
+    model = plane("mixture")
+    x = torch.bernoulli(torch.full((32, data.PIXELS), 0.4), generator=generator(7))
+    whole = metrics.over_images(model, x, 8, generator(), "whole")
+    monkeypatch.setattr(metrics, "CHUNK", 64)  # eight images of eight samples: 128 numbers a draw
+    parts = metrics.over_images(model, x, 8, generator(), "parts")
+    for one, other in zip(whole, parts, strict=True):
+        assert one.shape == (32,)
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-10)
+
+
+@pytest.mark.parametrize("chunk", [1, 50, 333])
+def test_chunks_give_the_same_means(monkeypatch, vae, grey, chunk, perturb):
+    """Other chunks draw other noise, and every mean agrees within 5 standard errors of that noise."""
+    model = perturb(vae())
+    rows = {}
+    for size in (4096, chunk):
+        monkeypatch.setattr(metrics, "CHUNK", size)
+        x = data.binarize(grey, generator(5))
+        rows[size] = torch.stack(metrics.over_images(model, x, 40, generator(6), "")).double()
+    difference = rows[chunk] - rows[4096]  # (3, N): rate, distortion, nll
+    for row in difference[:2]:
+        assert row.mean().abs() < 5 * row.std() / math.sqrt(len(row))
+    assert difference[2].mean().abs() < 5 * difference[2].std() / math.sqrt(len(grey))
+
+
+def test_chunk_sizes():
+    """Parts of a size and a rest, that add up."""
+    assert metrics.chunks(10, 4) == [4, 4, 2]
+    assert metrics.chunks(8, 4) == [4, 4]
+    assert metrics.chunks(3, 4) == [3]
+
+
+@torch.no_grad()
+def test_posterior_in_chunks(monkeypatch, plane, binary, float64):
+    """All images' mu and logvar, whatever the chunk."""
+    model = plane("standard-normal")
+    monkeypatch.setattr(metrics, "CHUNK", 4)
+    mu, logvar = metrics.posterior(model, binary)
+    expected = model.encode(binary)
+    torch.testing.assert_close((mu, logvar), expected, rtol=1e-13, atol=1e-14)
+
+
+def test_mean_and_its_standard_error():
+    """The deviation with N - 1, over the root of N, summed in float64."""
+    result = metrics.mean(torch.tensor([1.0, 2.0, 3.0, 6.0]))
+    assert result.value == pytest.approx(3, rel=1e-15)
+    assert result.stderr == pytest.approx(math.sqrt(14 / 3 / 4), rel=1e-15)
+    large = metrics.mean(torch.tensor([2.0**24, 1.0, 1.0, 1.0], dtype=torch.float32))
+    assert large.value == (2**24 + 3) / 4
+
+
+def test_active_units():
+    """Latents whose posterior mean varies by more than 0.01 over images; a large but constant mean does not count."""
+    wave = torch.tensor([1.0, -1.0] * 500, dtype=torch.float64)  # variance 1000 / 999
+    scale = torch.tensor([1.0, 0.101, 0.099, 0.0, 30.0], dtype=torch.float64)
+    mu = wave[:, None] * scale + torch.tensor([0.0, 0.0, 0.0, 50.0, 5.0])
+    assert metrics.active_units(mu) == 3
+
+
+def test_latent_kl_against_distributions():
+    """E_x KL(q(z_d|x) || N(m_d, v_d)), with the moments of the aggregate posterior."""
+    mu, logvar = (torch.randn(200, 3, dtype=torch.float64, generator=generator(seed)) for seed in (0, 1))
+    mean, variance = mu.mean(dim=0), mu.var(dim=0, correction=0) + logvar.exp().mean(dim=0)
+    q = Normal(mu, (0.5 * logvar).exp())
+    expected = kl_divergence(q, Normal(mean, variance.sqrt())).mean(dim=0)
+    torch.testing.assert_close(metrics.latent_kl(mu, logvar), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_latent_that_ignores_the_image_carries_nothing():
+    """Zero nats where q(z_d|x) is the same for all x."""
+    mu, logvar = torch.full((50, 2), 3.0, dtype=torch.float64), torch.full((50, 2), -1.0, dtype=torch.float64)
+    torch.testing.assert_close(metrics.latent_kl(mu, logvar), torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("prior", ["standard-normal", "mixture", "flow"])
+def test_evaluation_is_the_contract(vae, grey, perturb, prior):
+    """The keys of metrics/evaluation.json, and the relations that hold between its numbers."""
+    result = metrics.evaluate(perturb(vae(prior=prior)), grey, 20, 10, 0)
+    assert set(result) == {*MEANS, *(f"{name}_stderr" for name in MEANS), *OTHERS}
+    assert all(math.isfinite(value) for value in result.values() if not isinstance(value, str))
+    assert result["neg_elbo_nats"] == pytest.approx(result["rate_nats"] + result["distortion_nats"], rel=1e-12)
+    assert result["nll_iw_nats"] < result["neg_elbo_nats"]
+    assert result["bits_per_dim"] == pytest.approx(result["nll_iw_nats"] / (784 * math.log(2)), rel=1e-12)
+    assert result["importance_samples"] == 20
+    assert result["test_images"] == 40
+    assert all(result[f"{name}_stderr"] > 0 for name in MEANS)
+
+
+def test_evaluation_of_a_known_model(vae, grey):
+    """Zero logits and q = p: every bound is 784 ln 2 for certain, one bit a pixel, and no latent is used."""
+    model = vae()
+    with torch.no_grad():
+        for layer in (model.encode.layers[-1], model.decode.layers[-1]):
+            layer.weight.zero_()
+            layer.bias.zero_()
+    result = metrics.evaluate(model, grey, 5, 5, 0)
+    for name in ("neg_elbo_nats", "nll_iw_nats", "distortion_nats", "neg_elbo_grey_nats"):
+        assert result[name] == pytest.approx(784 * math.log(2), rel=1e-6)
+        assert result[f"{name}_stderr"] < 1e-3
+    assert result["rate_nats"] == 0
+    assert result["bits_per_dim"] == pytest.approx(1, rel=1e-6)
+    assert result["active_units"] == 0
+
+
+def test_evaluation_is_of_its_seed_alone(vae, grey, perturb):
+    """The same seed gives the same numbers bit for bit, whatever was drawn before; another seed others."""
+    model = perturb(vae(prior="mixture"))
+    first = metrics.evaluate(model, grey, 5, 3, 0)
+    torch.manual_seed(99)
+    assert metrics.evaluate(model, grey, 5, 3, 0) == first
+    other = metrics.evaluate(model, grey, 5, 3, 1)
+    assert other["nll_iw_nats"] != first["nll_iw_nats"]
+    assert other["binarization_sha256"] != first["binarization_sha256"]
+
+
+def test_every_model_is_scored_on_the_same_bits(vae, grey):
+    """The binarization is the seed's alone, whatever the model, its prior and the numbers of samples."""
+    hashes = {
+        metrics.evaluate(vae(seed, prior=prior, latent_dim=latent_dim), grey, samples, samples, 4)["binarization_sha256"]
+        for seed, prior, latent_dim, samples in [(0, "standard-normal", 3, 2), (1, "mixture", 2, 5), (2, "flow", 4, 1)]
+    }
+    x = data.binarize(grey, generator(4))
+    assert hashes == {hashlib.sha256(x.bool().numpy().tobytes()).hexdigest()}
+
+
+def test_score_against_grey_values(vae, grey, perturb):
+    """Cross-entropy against grey values plus KL, here by torch alone, within 5 standard errors for each image."""
+    model, count = perturb(vae()), 400
+    x = data.unit(grey)
+    result = metrics.evaluate(model, grey, 1, count, 0)
+    with torch.no_grad():
+        mu, logvar = model.encode(x)
+        q = Normal(mu, (0.5 * logvar).exp())
+        torch.manual_seed(5)
+        logits = model.decode(q.sample((count,)))  # (K, N, P)
+        target = x.expand_as(logits)
+        losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(dim=-1).double()
+        losses = losses.mean(dim=1) + kl_divergence(q, Normal(0.0, 1.0)).sum(dim=-1).double().mean()  # (K,)
+    rates = kl_divergence(q, Normal(0.0, 1.0)).sum(dim=-1)  # the sampled rate is noisy: about the root of 2 KL
+    noise = math.sqrt(losses.var().item() / count * 2 + (2 * rates.mean().item() + 3) / (count * len(grey)))
+    assert abs(result["neg_elbo_grey_nats"] - losses.mean().item()) < 5 * noise
+
+
+@torch.no_grad()
+def test_score_against_grey_values_is_the_expected_dynamic_one(plane, grey, float64):
+    """E over binarizations of -log p(x|z), at z ~ q(z|grey), is the cross-entropy with the grey values."""
+    model, draws = plane("standard-normal"), 2000
+    z = model.encode(data.unit(grey[:1]).double())[0]
+    logits = model.decode(z)
+    x = torch.cat([data.binarize(grey[:1], generator(seed)) for seed in range(draws)]).double()
+    sampled = -objective.bernoulli_log_prob(x, logits.expand_as(x))
+    exact = -objective.bernoulli_log_prob(grey[:1].double() / 255, logits)
+    assert abs(sampled.mean() - exact) < 5 * sampled.std() / math.sqrt(draws)

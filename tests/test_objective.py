@@ -1,0 +1,225 @@
+"""Densities and bounds against torch.distributions, closed forms, and Monte Carlo within standard errors."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
+
+from vae import objective
+from vae.data import PIXELS
+
+pytestmark = pytest.mark.usefixtures("float64")
+TIGHT = {"rtol": 1e-12, "atol": 1e-12}
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Seeded standard normal numbers."""
+    return torch.randn(*shape, generator=generator(seed))
+
+
+@pytest.fixture
+def binary():
+    """Five binary images."""
+    return torch.bernoulli(torch.full((5, PIXELS), 0.3), generator=generator(7))
+
+
+def test_bernoulli_against_distributions():
+    """log p(x|z) of binary pixels, summed over the last axis."""
+    logits = normal(6, 20) * 5
+    x = torch.bernoulli(torch.full((6, 20), 0.5), generator=generator())
+    expected = Independent(Bernoulli(logits=logits), 1).log_prob(x)
+    torch.testing.assert_close(objective.bernoulli_log_prob(x, logits), expected, **TIGHT)
+
+
+def test_bernoulli_of_grey_is_minus_the_cross_entropy():
+    """On grey x it is what tutorials call the reconstruction loss."""
+    logits, x = normal(6, 20) * 5, torch.rand(6, 20, generator=generator())
+    expected = -F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(dim=-1)
+    torch.testing.assert_close(objective.bernoulli_log_prob(x, logits), expected, **TIGHT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bernoulli_of_extreme_logits(dtype):
+    """Logits of +-1e4 give 0 where they are right, -1e4 where they are wrong, and gradients of 0 and +-1."""
+    logits = torch.tensor([[1e4], [-1e4], [1e4], [-1e4]], dtype=dtype, requires_grad=True)
+    x = torch.tensor([[1.0], [0.0], [0.0], [1.0]], dtype=dtype)
+    log_p = objective.bernoulli_log_prob(x, logits)
+    assert log_p.tolist() == [0, 0, -1e4, -1e4]
+    log_p.sum().backward()
+    assert logits.grad.flatten().tolist() == [0, 0, -1, 1]
+
+
+def test_softplus_over_the_whole_range():
+    """log(1 + e^x) within two ulp of 1, or of the value, also where e^x would overflow."""
+    x = torch.cat([torch.linspace(-800, 800, 10001), torch.linspace(-1, 1, 1001)])
+    torch.testing.assert_close(objective.softplus(x), torch.logaddexp(x, torch.zeros(())), rtol=5e-16, atol=5e-16)
+
+
+def test_bernoulli_leaves_its_arguments():
+    """Nothing is computed in place."""
+    logits, x = normal(3, 4), torch.rand(3, 4, generator=generator())
+    before = logits.clone(), x.clone()
+    objective.bernoulli_log_prob(x, logits)
+    assert torch.equal(logits, before[0])
+    assert torch.equal(x, before[1])
+
+
+def test_bernoulli_gradient():
+    """The gradient written by hand is that of the value, also where x is shared by several samples."""
+    x = torch.rand(3, 1, 7, generator=generator())
+    logits = (normal(3, 4, 7) * 3).requires_grad_()
+    assert torch.autograd.gradcheck(lambda logits: objective.bernoulli_log_prob(x, logits), logits)
+
+
+def test_bernoulli_of_bfloat16_logits():
+    """Under mixed precision only the logits are rounded: the sum is that of float32, the gradient is the logits' type."""
+    logits = (normal(3, PIXELS) * 3).bfloat16().requires_grad_()
+    x = torch.rand(3, PIXELS, generator=generator()).float()
+    log_p = objective.bernoulli_log_prob(x, logits)
+    assert log_p.dtype == torch.float32
+    expected = objective.bernoulli_log_prob(x.double(), logits.detach().double())
+    torch.testing.assert_close(log_p.double(), expected, rtol=1e-5, atol=0)
+    log_p.sum().backward()
+    assert logits.grad.dtype == torch.bfloat16
+
+
+def test_gaussian_against_distributions():
+    """log N(z; mu, diag(e^logvar)), summed over latents, any leading shape."""
+    z, mu, logvar = (normal(4, 5, 3, seed=seed) * 2 for seed in range(3))
+    expected = Normal(mu, (0.5 * logvar).exp()).log_prob(z).sum(dim=-1)
+    torch.testing.assert_close(objective.gaussian_log_prob(z, mu, logvar), expected, **TIGHT)
+
+
+def test_gaussian_gradient():
+    """It is differentiable in all three."""
+    arguments = [normal(2, 3, seed=seed).requires_grad_() for seed in range(3)]
+    assert torch.autograd.gradcheck(objective.gaussian_log_prob, arguments)
+
+
+def test_posterior_samples_have_their_moments():
+    """Means and variances within 5 standard errors, each latent on its own."""
+    mu, logvar, count = torch.tensor([-3.0, 0.0, 2.0]), torch.tensor([-2.0, 0.0, 3.0]), 40000
+    z = objective.sample_posterior(mu.expand(count, 3), logvar.expand(count, 3), generator())
+    scaled = (z - mu) / (0.5 * logvar).exp()
+    assert (scaled.mean(dim=0).abs() < 5 / math.sqrt(count)).all()
+    assert ((scaled.var(dim=0) - 1).abs() < 5 * math.sqrt(2 / count)).all()
+    correlation = torch.corrcoef(scaled.T) - torch.eye(3)
+    assert (correlation.abs() < 5 / math.sqrt(count)).all()
+
+
+def test_posterior_samples_carry_gradients():
+    """dz/dmu = 1 and dz/dlogvar = (z - mu) / 2."""
+    mu, logvar = normal(4, 3).requires_grad_(), normal(4, 3, seed=1).requires_grad_()
+    z = objective.sample_posterior(mu, logvar, generator())
+    z.sum().backward()
+    torch.testing.assert_close(mu.grad, torch.ones(4, 3), **TIGHT)
+    torch.testing.assert_close(logvar.grad, ((z - mu) / 2).detach(), **TIGHT)
+
+
+def test_kl_against_distributions(vae):
+    """KL(q(z|x) || N(0, I)) in closed form."""
+    mu, logvar = normal(6, 3) * 2, normal(6, 3, seed=1) * 2
+    q = Normal(mu, (0.5 * logvar).exp())
+    expected = kl_divergence(q, Normal(torch.zeros(3), torch.ones(3))).sum(dim=-1)
+    torch.testing.assert_close(vae().prior.kl(mu, logvar), expected, **TIGHT)
+
+
+@torch.no_grad()
+def test_elbo_terms_are_their_definitions(vae, binary, perturb):
+    """distortion = -log p(x|z) at the sampled z, and rate = KL, here from torch.distributions throughout."""
+    model = perturb(vae())
+    rate, distortion = objective.elbo_terms(model, binary, generator(1))
+    mu, logvar = model.encode(binary)
+    q = Normal(mu, (0.5 * logvar).exp())
+    z = mu + q.stddev * torch.randn(5, 3, generator=generator(1))
+    log_p_x = Bernoulli(logits=model.decode(z)).log_prob(binary).sum(dim=-1)
+    torch.testing.assert_close(distortion, -log_p_x, rtol=1e-10, atol=0)
+    torch.testing.assert_close(rate, kl_divergence(q, Normal(0.0, 1.0)).sum(dim=-1), rtol=1e-10, atol=1e-12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prior", ["mixture", "flow"])
+def test_elbo_terms_where_no_closed_form_is_known(vae, binary, perturb, prior):
+    """rate = log q(z|x) - log p(z) at the same z as the distortion."""
+    model = perturb(vae(prior=prior))
+    rate, _ = objective.elbo_terms(model, binary, generator(1))
+    mu, logvar = model.encode(binary)
+    z = mu + (0.5 * logvar).exp() * torch.randn(5, 3, generator=generator(1))
+    log_q = Normal(mu, (0.5 * logvar).exp()).log_prob(z).sum(dim=-1)
+    torch.testing.assert_close(rate, log_q - model.prior.log_prob(z), rtol=1e-10, atol=1e-12)
+
+
+@torch.no_grad()
+def test_closed_form_agrees_with_monte_carlo(vae, binary, perturb):
+    """The mean of log q(z|x) - log p(z) over samples is the closed form, within 5 standard errors for each image."""
+    model, count = perturb(vae()), 3000
+    closed = model.prior.kl(*model.encode(binary))
+    sampled, distortion = objective.log_weights(model, binary, count, generator())
+    assert (sampled.std(dim=1) > 0.1).all()
+    assert ((sampled.mean(dim=1) - closed).abs() < 5 * sampled.std(dim=1) / math.sqrt(count)).all()
+    one = torch.stack([objective.elbo_terms(model, binary, generator(seed))[1] for seed in range(200)])
+    error = (distortion.var(dim=1) / count + one.var(dim=0) / len(one)).sqrt()
+    assert ((distortion.mean(dim=1) - one.mean(dim=0)).abs() < 5 * error).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prior", ["standard-normal", "mixture", "flow"])
+def test_log_weights_are_their_definition(vae, binary, perturb, prior):
+    """log w = log p(x|z) + log p(z) - log q(z|x), sample by sample."""
+    model = perturb(vae(prior=prior))
+    rate, distortion = objective.log_weights(model, binary, 4, generator(2))
+    assert rate.shape == distortion.shape == (5, 4)
+    mu, logvar = (part[:, None] for part in model.encode(binary))
+    z = mu + (0.5 * logvar).exp() * torch.randn(5, 4, 3, generator=generator(2))
+    q = Normal(mu, (0.5 * logvar).exp())
+    log_p_x = Bernoulli(logits=model.decode(z)).log_prob(binary[:, None]).sum(dim=-1)
+    log_w = log_p_x + model.prior.log_prob(z) - q.log_prob(z).sum(dim=-1)
+    torch.testing.assert_close(-(rate + distortion), log_w, rtol=1e-10, atol=1e-10)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("samples", [1, 2, 7, 50])
+def test_a_decoder_of_zero_logits(vae, binary, samples):
+    """With q = p and p(x|z) = 2^-784, every weight is that: log p(x) = -784 ln 2 for every K."""
+    model = vae()
+    for layer in (model.encode.layers[-1], model.decode.layers[-1]):
+        layer.weight.zero_()
+        layer.bias.zero_()
+    rate, distortion = objective.log_weights(model, binary, samples, generator())
+    torch.testing.assert_close(-(rate + distortion), torch.full((5, samples), -784 * math.log(2)), rtol=1e-13, atol=0)
+    rate, distortion = objective.elbo_terms(model, binary, generator())
+    assert rate.tolist() == [0] * 5
+    torch.testing.assert_close(distortion, torch.full((5,), 784 * math.log(2)), rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("prior", ["standard-normal", "mixture", "flow"])
+def test_every_parameter_gets_a_gradient(vae, binary, perturb, prior):
+    """The loss reaches every tensor of encoder, decoder and prior."""
+    model = perturb(vae(prior=prior))
+    rate, distortion = objective.elbo_terms(model, binary, generator())
+    (rate + distortion).mean().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_gradient_of_the_loss_against_autograd(vae, binary, perturb):
+    """The hand-written step of the backward pass changes no gradient of the model."""
+    ours, theirs = perturb(vae(prior="flow")), perturb(vae(prior="flow"))
+    rate, distortion = objective.elbo_terms(ours, binary, generator(3))
+    (rate + distortion).mean().backward()
+
+    mu, logvar = theirs.encode(binary)
+    z = mu + (0.5 * logvar).exp() * torch.randn(mu.shape, generator=generator(3))
+    log_p_x = Bernoulli(logits=theirs.decode(z)).log_prob(binary).sum(dim=-1)
+    log_q = Normal(mu, (0.5 * logvar).exp()).log_prob(z).sum(dim=-1)
+    (log_q - theirs.prior.log_prob(z) - log_p_x).mean().backward()
+    for (name, parameter), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-8, atol=1e-10, msg=name)

@@ -1,0 +1,199 @@
+"""Priors: densities that integrate to one, and samples that follow them."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+
+pytestmark = pytest.mark.usefixtures("float64")
+NAMES = ["standard-normal", "mixture", "flow"]
+REACH, STEPS = 20, 20  # a square grid reaches so far from the origin, in so many steps to a unit
+
+
+@pytest.fixture
+def prior(vae, perturb):
+    """Makes a prior whose parameters are all away from where they start."""
+
+    def make(name: str, latent_dim: int = 2, seed: int = 0):
+        return perturb(vae(seed, prior=name, latent_dim=latent_dim).prior, scale=0.25, seed=seed)
+
+    return make
+
+
+def grid() -> tuple[torch.Tensor, float]:
+    """The midpoints of the squares of a grid (points, 2), and the area of each."""
+    line = (torch.arange(2 * REACH * STEPS) + 0.5) / STEPS - REACH
+    return torch.cartesian_prod(line, line), 1 / STEPS**2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name", NAMES)
+def test_density_integrates_to_one(prior, name, seed):
+    """The sum over a grid is one: to 1e-9 where the density is smooth, to 1e-3 with the kinks of the flow's ReLUs."""
+    z, area = grid()
+    total = prior(name, seed=seed).log_prob(z).exp().sum().item() * area
+    assert total == pytest.approx(1, abs=1e-3 if name == "flow" else 1e-9)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["mixture", "flow"])
+def test_learned_density_is_no_standard_normal(prior, name):
+    """The tests of this file see the parameters at work."""
+    z = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
+    reference = Normal(0.0, 1.0).log_prob(z).sum(dim=-1)
+    assert (prior(name).log_prob(z) - reference).abs().mean() > 0.1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NAMES)
+def test_samples_follow_the_density(prior, name):
+    """Counts in cells against the integral over them (chi-squared), and E[log p] against the entropy by quadrature.
+
+    Both within 5 standard errors; a chi-squared of n degrees of freedom has mean n and variance 2 n.
+    """
+    model, count = prior(name), 20000
+    z, area = grid()
+    log_p = model.log_prob(z)
+    samples = model.sample(count, torch.Generator().manual_seed(0))
+    assert samples.shape == (count, 2)
+
+    sampled = model.log_prob(samples)
+    entropy = (log_p.exp() * log_p).sum().item() * area
+    assert abs(sampled.mean().item() - entropy) < 5 * sampled.std().item() / math.sqrt(count)
+
+    def cells(points: torch.Tensor) -> torch.Tensor:
+        """The number of the unit square that each point lies in."""
+        column, row = points.clamp(-REACH + 0.01, REACH - 0.01).sub(0.02).floor().long().T + int(REACH)
+        return column * 2 * int(REACH) + row
+
+    size = (2 * int(REACH)) ** 2
+    mass = torch.zeros(size).index_add_(0, cells(z), log_p.exp() * area) * count
+    counts = torch.bincount(cells(samples), minlength=size).double()
+    many = mass > 10
+    statistic = ((counts - mass).square() / mass)[many].sum().item()
+    freedom = int(many.sum())
+    assert freedom > 10
+    assert statistic < freedom + 5 * math.sqrt(2 * freedom)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NAMES)
+def test_shapes(prior, name):
+    """log_prob takes any leading shape, and each point on its own gives the same."""
+    model = prior(name, latent_dim=5)
+    z = torch.randn(4, 6, 5, generator=torch.Generator().manual_seed(0))
+    log_p = model.log_prob(z)
+    assert log_p.shape == (4, 6)
+    torch.testing.assert_close(log_p[2, 3], model.log_prob(z[2, 3]), rtol=1e-12, atol=1e-12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NAMES)
+def test_samples_are_of_their_generator_alone(prior, name):
+    """The same seed gives the same samples, whatever the global one; another seed others."""
+    model = prior(name)
+    first = model.sample(7, torch.Generator().manual_seed(5))
+    torch.manual_seed(99)
+    assert torch.equal(first, model.sample(7, torch.Generator().manual_seed(5)))
+    assert not torch.equal(first, model.sample(7, torch.Generator().manual_seed(6)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parameter_gets_a_gradient(prior, name):
+    """log p(z) depends on every tensor of the prior, and on z."""
+    model = prior(name, latent_dim=5)
+    z = torch.randn(50, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    model.log_prob(z).sum().backward()
+    assert z.grad.abs().max() > 0
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.abs().max() > 0, key
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["mixture", "flow"])
+def test_no_closed_form(prior, name):
+    """Where no KL is known in closed form the answer is None, never a number."""
+    assert prior(name).kl(torch.zeros(1, 2), torch.zeros(1, 2)) is None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("latent_dim", [2, 3, 20])
+def test_mixture_against_distributions(prior, latent_dim):
+    """The squares multiplied out are the density of torch.distributions."""
+    model = prior("mixture", latent_dim)
+    components = Independent(Normal(model.mean, (0.5 * model.logvar).exp()), 1)
+    reference = MixtureSameFamily(Categorical(logits=model.logits), components)
+    z = torch.randn(50, latent_dim, generator=torch.Generator().manual_seed(0)) * 3
+    torch.testing.assert_close(model.log_prob(z), reference.log_prob(z), rtol=1e-11, atol=1e-11)
+
+
+@torch.no_grad()
+def test_mixture_under_mixed_precision(prior):
+    """Autocast does not reach into the differences of large numbers."""
+    model = prior("mixture", 20).float()
+    z = torch.randn(50, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.log_prob(z), model.float().log_prob(z))
+    torch.testing.assert_close(model.log_prob(z).double(), model.double().log_prob(z.double()), rtol=1e-5, atol=1e-4)
+
+
+@torch.no_grad()
+def test_mixture_samples_its_weights(prior):
+    """Far-apart components are drawn by their weights, within 5 standard errors each."""
+    model, count = prior("mixture"), 20000
+    model.mean.copy_(torch.arange(5.0)[:, None] * 100)
+    samples = model.sample(count, torch.Generator().manual_seed(0))
+    shares = torch.bincount((samples[:, 0] / 100).round().long(), minlength=5) / count
+    weights = torch.softmax(model.logits, dim=0)
+    assert weights.std() > 0.01
+    assert ((shares - weights).abs() < 5 * (weights * (1 - weights) / count).sqrt()).all()
+
+
+@pytest.mark.parametrize("latent_dim", [2, 3, 5])
+def test_flow_against_the_jacobian(prior, latent_dim):
+    """log p(z) = log N(f(z); 0, I) + log |det df/dz|, with f undone by `sample` and its Jacobian by autograd."""
+    model = prior("flow", latent_dim)
+    eps = torch.randn(6, latent_dim, generator=torch.Generator().manual_seed(8))
+
+    def inverse(point: torch.Tensor) -> torch.Tensor:
+        """f^-1, which `sample` applies to its noise."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "randn", lambda *_, **__: point[None])
+            return model.sample(1, torch.Generator())[0]
+
+    for point in eps:
+        z = inverse(point)
+        jacobian = torch.autograd.functional.jacobian(inverse, point)
+        expected = Normal(0.0, 1.0).log_prob(point).sum() - torch.linalg.slogdet(jacobian).logabsdet
+        assert abs(torch.linalg.slogdet(jacobian).logabsdet) > 1e-3
+        torch.testing.assert_close(model.log_prob(z), expected, rtol=1e-10, atol=1e-10)
+
+
+@torch.no_grad()
+def test_flow_starts_as_a_standard_normal(vae):
+    """Its last layers start at zero: every coupling is the identity."""
+    model = vae(prior="flow").prior
+    z = torch.randn(10, 3, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model.log_prob(z), Normal(0.0, 1.0).log_prob(z).sum(dim=-1), rtol=1e-12, atol=1e-12)
+
+
+@torch.no_grad()
+def test_flow_stays_finite(prior):
+    """However large its layers grow, no scale overflows."""
+    model = prior("flow", 4)
+    for parameter in model.parameters():
+        parameter.mul_(1e3)
+    z = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
+    assert model.log_prob(z).isfinite().all()
+
+
+@torch.no_grad()
+def test_flow_maps_every_latent(prior):
+    """With two couplings or more, no latent is left standard normal on its own."""
+    model = prior("flow", 5)
+    samples = model.sample(20000, torch.Generator().manual_seed(0))
+    shift = samples.mean(dim=0).abs() + (samples.var(dim=0) - 1).abs()
+    assert (shift > 0.02).all()  # a standard error of either is below 0.01

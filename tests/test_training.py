@@ -1,0 +1,325 @@
+"""Training: bitwise repeatable and resumable, its schedules, and a loss that falls."""
+
+import io
+import math
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from vae import data, model, training
+from vae.errors import InputError
+
+SIZE = 300  # images of the bitwise tests: four batches of 64 and a rest
+
+
+@pytest.fixture
+def start(small, digits):
+    """Makes a fresh training and the images that it takes, from fields of the section `train`."""
+
+    def make(seed: int = 0, prior: str = "standard-normal", **train: object):
+        config = small(model={"prior": prior}, train=train)
+        torch.manual_seed(seed)
+        return training.Fit(model.VAE(config.model), config.train), digits.images[:SIZE], digits.images[SIZE : SIZE + 100]
+
+    return make
+
+
+def run(start: tuple, binarization: str = "dynamic") -> list[training.Record]:
+    """All records of a training."""
+    return list(training.fit(*start, binarization))
+
+
+def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    """Whether two models are equal bit for bit."""
+    first, second = one.state_dict(), other.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+@pytest.mark.parametrize("prior", ["standard-normal", "mixture", "flow"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_bitwise_repeatable(start, tmp_path, prior, precision):
+    """Two trainings give the same records and the same file, whatever the global generator does meanwhile."""
+    files, records = [], []
+    for name in ("first", "second"):
+        fit, *images = start(prior=prior, precision=precision, epochs=2)
+        rows = []
+        for record in training.fit(fit, *images, "dynamic"):
+            rows.append(record)
+            torch.rand(len(files) + 1)
+        model.save(fit.fitted, tmp_path / name)
+        files.append((tmp_path / name).read_bytes())
+        records.append(rows)
+    assert records[0] == records[1]
+    assert files[0] == files[1]
+
+
+def test_another_seed_is_another_training(start):
+    """The generator's seed is that of the configuration: the order, the noise and the binarization follow from it."""
+    one, other = start(), start()
+    third = start(seed=0)
+    third[0].generator.manual_seed(1)
+    assert run(one) == run(other)
+    assert run(third)[0] != run(start())[0]
+    assert same(one[0].fitted, other[0].fitted)
+    assert not same(one[0].fitted, third[0].fitted)
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+@pytest.mark.parametrize(
+    "other",
+    [{}, {"prior": "mixture", "precision": "bf16"}, {"prior": "flow", "gradient_clip": 1.0, "schedule": "constant"}],
+    ids=["plain", "mixture", "flow"],
+)
+def test_resumed_after_each_epoch_is_uninterrupted(start, ema_decay, other):
+    """A training that is killed after any epoch and resumed from its checkpoint ends bitwise the same.
+
+    The one that resumes starts from other weights and another generator, so that all of it must be restored.
+    """
+    options = other | {"ema_decay": ema_decay, "epochs": 3}
+    whole = start(**options)
+    expected, checkpoints = [], []
+    for record in training.fit(*whole, "dynamic"):
+        expected.append(record)
+        file = io.BytesIO()
+        torch.save(whole[0].state_dict(), file)
+        checkpoints.append(file.getvalue())
+    assert len(expected) == 3
+    for epoch, checkpoint in enumerate(checkpoints, start=1):
+        resumed = start(seed=77, **options)
+        resumed[0].generator.manual_seed(77)
+        assert not same(resumed[0].fitted, whole[0].fitted)
+        resumed[0].load_state_dict(torch.load(io.BytesIO(checkpoint), weights_only=True))
+        assert run(resumed) == expected[epoch:]
+        assert same(resumed[0].fitted, whole[0].fitted)
+        assert same(resumed[0].model, whole[0].model)
+
+
+def test_loss_falls(small, digits):
+    """From a bit for each pixel to less than half of it in a few epochs of the bundled digits, also on new images."""
+    config = small(
+        model={"encoder": [128], "decoder": [128], "latent_dim": 10},
+        train={"epochs": 8, "learning_rate": 0.005, "warmup_steps": 10},
+    )
+    torch.manual_seed(0)
+    fit = training.Fit(model.VAE(config.model), config.train)
+    train, validation = data.split_validation(digits.images, 200)
+    before = training.validate(fit.fitted, validation, "dynamic", 0)
+    records = list(training.fit(fit, train, validation, "dynamic"))
+    assert before == pytest.approx(784 * math.log(2), rel=0.03)
+    assert records[-1].train_neg_elbo_nats < 0.5 * before
+    assert records[-1].val_neg_elbo_nats < 0.5 * before
+    losses = [record.val_neg_elbo_nats for record in records]
+    assert all(later < earlier for earlier, later in zip(losses, losses[1:], strict=False))
+
+
+def test_records(start):
+    """One for each epoch, numbered from 1, with the columns of metrics/train.csv."""
+    records = run(start(epochs=3))
+    assert [record.epoch for record in records] == [1, 2, 3]
+    for record in records:
+        assert tuple(asdict(record)) == training.COLUMNS
+        assert record.train_neg_elbo_nats == pytest.approx(record.rate_nats + record.distortion_nats, rel=1e-12)
+        assert record.rate_nats > 0
+        assert record.distortion_nats > 0
+
+
+def test_train_loss_is_the_mean_over_images(small, digits):
+    """With steps of size nothing, the loss of an epoch is that of its start: a last, smaller batch counts as its size."""
+    config = small(train={"learning_rate": 1e-30, "epochs": 1, "batch_size": 64, "kl_warmup_epochs": 0.0})
+    torch.manual_seed(0)
+    fit = training.Fit(model.VAE(config.model), config.train)
+    grey = digits.images[:65].clone()
+    grey[:64] = 0  # one image unlike the rest: a mean of batch means would be far off
+    with torch.no_grad():
+        fit.model.decode.layers[-1].bias.fill_(-3.0)
+    (record,) = training.fit(fit, grey, grey, "none")
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        parts = [training.objective.elbo_terms(fit.model, data.unit(grey), generator) for _ in range(50)]
+    totals = torch.stack([(rate + distortion).mean() for rate, distortion in parts]).double()
+    assert abs(record.train_neg_elbo_nats - totals.mean()) < 5 * totals.std() * math.sqrt(1 + 1 / 50)
+    assert record.val_neg_elbo_nats == pytest.approx(record.train_neg_elbo_nats, abs=10 * totals.std().item())
+
+
+def test_every_image_is_used_once_in_an_epoch(start, monkeypatch):
+    """Each epoch takes a new order of all images, the last, smaller batch included."""
+    fit, train, validation = start(epochs=2)
+    train = torch.arange(SIZE, dtype=torch.int32)[:, None].expand(SIZE, data.PIXELS)
+    seen: list[torch.Tensor] = []
+    inputs = training.inputs
+
+    def watched(grey, binarization, generator):
+        if grey.dtype == torch.int32:
+            seen.append(grey[:, 0])
+            grey = torch.zeros(grey.shape, dtype=torch.uint8)
+        return inputs(grey, binarization, generator)
+
+    monkeypatch.setattr(training, "inputs", watched)
+    assert len(run((fit, train, validation))) == 2
+    assert [len(batch) for batch in seen] == [64, 64, 64, 64, 44] * 2
+    first, second = torch.cat(seen[:5]), torch.cat(seen[5:])
+    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(SIZE))
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, first.sort().values)
+
+
+def test_inputs(digits):
+    """dynamic draws new bits at each use; none gives the grey values."""
+    grey, generator = digits.images[:20], torch.Generator().manual_seed(0)
+    first, second = (training.inputs(grey, "dynamic", generator) for _ in range(2))
+    assert set(first.unique().tolist()) == {0.0, 1.0}
+    assert not torch.equal(first, second)
+    assert torch.equal(training.inputs(grey, "none", generator), grey.float() / 255)
+
+
+def test_validation_is_the_same_each_time(start):
+    """The same model has the same validation loss, bit for bit, and in any batches nearly the same."""
+    fit, _, validation = start()
+    one = training.validate(fit.fitted, validation, "dynamic", 3)
+    torch.rand(5)
+    assert training.validate(fit.fitted, validation, "dynamic", 3) == one
+    assert training.validate(fit.fitted, validation, "dynamic", 4) != one
+
+
+def test_validation_does_not_touch_the_training(start):
+    """Another validation split changes no weight."""
+    one, other = start(epochs=2), start(epochs=2)
+    run(one)
+    run((other[0], other[1], other[2][:10]))
+    assert same(one[0].fitted, other[0].fitted)
+
+
+def test_every_parameter_moves(start):
+    """Two epochs reach every tensor of encoder, decoder and prior."""
+    for prior in ("standard-normal", "mixture", "flow"):
+        fit, *images = start(prior=prior, epochs=2)
+        before = {name: tensor.clone() for name, tensor in fit.model.state_dict().items()}
+        run((fit, *images))
+        for name, tensor in fit.model.state_dict().items():
+            assert not torch.equal(tensor, before[name]), name
+
+
+def test_averaged_weights(start):
+    """With ema_decay, what is kept is the exponential average of the weights after each step; without, the last."""
+    fit, *images = start(epochs=1, ema_decay=0.5)
+    history: list[torch.Tensor] = []
+    step = fit.optimizer.step
+
+    def watched() -> None:
+        step()
+        history.append(fit.model.decode.layers[-1].bias.detach().clone())
+
+    fit.optimizer.step = watched
+    run((fit, *images))
+    average = history[0]
+    for weights in history[1:]:
+        average = torch.lerp(average, weights, 0.5)
+    torch.testing.assert_close(fit.fitted.decode.layers[-1].bias.detach(), average, rtol=1e-5, atol=1e-7)
+    assert not torch.equal(average, history[-1])
+
+    plain, *images = start(epochs=1)
+    run((plain, *images))
+    assert plain.fitted is plain.model
+
+
+def test_gradients_are_clipped(start):
+    """With gradient_clip, no step sees a gradient of a larger norm; without, some do."""
+
+    def norms(**train: object) -> list[float]:
+        fit, *images = start(epochs=1, **train)
+        found: list[float] = []
+        step = fit.optimizer.step
+
+        def watched() -> None:
+            found.append(torch.stack([p.grad.norm() for p in fit.model.parameters()]).norm().item())
+            step()
+
+        fit.optimizer.step = watched
+        run((fit, *images))
+        return found
+
+    assert max(norms()) > 1
+    assert max(norms(gradient_clip=0.5)) == pytest.approx(0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_divergence_is_an_error(start, schedule):
+    """A loss that is not finite ends the training with an error that names the way out, and yields no record."""
+    records = []
+    with pytest.raises(InputError, match=r"diverged.*train\.learning_rate.*train\.gradient_clip"):
+        for record in training.fit(*start(learning_rate=1e8, schedule=schedule, warmup_steps=0, epochs=5), "dynamic"):
+            records.append(record)
+    assert all(math.isfinite(record.train_neg_elbo_nats + record.val_neg_elbo_nats) for record in records)
+    assert len(records) < 5
+
+
+def test_learning_rate_warms_up(small):
+    """It rises linearly to the configured rate in warmup_steps, and then stays."""
+    config = small(train={"schedule": "constant", "learning_rate": 0.1, "warmup_steps": 4}).train
+    rates = [training.learning_rate(config, 0.0, step) for step in range(6)]
+    assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1], rel=1e-12)
+
+
+def test_constant_schedule_is_constant(small):
+    """Without a warm-up it is the configured rate at every step."""
+    config = small(train={"schedule": "constant", "learning_rate": 0.1, "warmup_steps": 0}).train
+    assert {training.learning_rate(config, step / 100, step) for step in range(101)} == {0.1}
+
+
+def test_cosine_schedule_is_half_a_cosine(small):
+    """From the rate to zero, half of it half way, falling all the time."""
+    config = small(train={"schedule": "cosine", "learning_rate": 0.1, "warmup_steps": 0}).train
+    rates = [training.learning_rate(config, step / 100, step) for step in range(101)]
+    assert [rates[0], rates[50], rates[100]] == pytest.approx([0.1, 0.05, 0], abs=1e-12)
+    assert rates[25] == pytest.approx(0.05 * (1 + math.sqrt(0.5)), rel=1e-12)
+    assert all(later < earlier for earlier, later in zip(rates, rates[1:], strict=False))
+
+
+def test_rates_as_applied(start):
+    """The optimizer's rate at each step is the schedule over all steps of all epochs; the record has the last."""
+    fit, *images = start(epochs=2, schedule="cosine", learning_rate=0.01, warmup_steps=3)
+    applied: list[float] = []
+    step = fit.optimizer.step
+
+    def watched() -> None:
+        applied.append(float(fit.optimizer.param_groups[0]["lr"]))
+        step()
+
+    fit.optimizer.step = watched
+    records = run((fit, *images))
+    expected = [training.learning_rate(fit.config, step / 10, step) for step in range(10)]
+    assert applied == pytest.approx(expected, rel=1e-9)
+    assert [record.lr for record in records] == pytest.approx([expected[4], expected[9]], rel=1e-9)
+
+
+def test_weight_of_the_rate(small):
+    """It rises linearly from 0 to 1 over kl_warmup_epochs, which may be a fraction, and stays there; 0 is none."""
+    config = small(train={"kl_warmup_epochs": 2.0}).train
+    assert [training.kl_weight(config, epoch) for epoch in (0, 0.5, 1, 2, 3)] == [0, 0.25, 0.5, 1, 1]
+    config = small(train={"kl_warmup_epochs": 0.5}).train
+    assert [training.kl_weight(config, epoch) for epoch in (0, 0.25, 0.5, 9)] == [0, 0.5, 1, 1]
+    config = small(train={"kl_warmup_epochs": 0.0}).train
+    assert training.kl_weight(config, 0) == 1
+
+
+def test_weight_of_the_rate_is_in_no_record(start):
+    """The records are of the ELBO itself: at the first step, with a weight of zero, they still count the rate."""
+    weighted, plain = (start(epochs=1, kl_warmup_epochs=epochs, learning_rate=1e-30) for epochs in (1000.0, 0.0))
+    assert run(weighted) == run(plain)
+
+
+def test_device():
+    """cpu is there; auto is CUDA where there is one."""
+    assert training.choose_device("cpu").type == "cpu"
+    assert training.choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("name", ["cuda", "mps"])
+def test_device_that_is_not_there(monkeypatch, name):
+    """An error that names the key and the way out."""
+    for backend in (torch.cuda, torch.backends.mps):
+        monkeypatch.setattr(backend, "is_available", lambda: False)
+    with pytest.raises(InputError, match=rf"params\.yaml: train\.device: no {name} device.*auto or cpu"):
+        training.choose_device(name)
+    assert training.choose_device("auto").type == "cpu"
