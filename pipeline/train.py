@@ -14,10 +14,13 @@ from vae import checkpoint, command, data, live, model, training
 from vae.params import Params, load
 
 
-def build(params: Params, device: torch.device) -> training.Fit:
-    """A fresh model and the state of its training, from the seed alone."""
+def build(params: Params, train: torch.Tensor) -> training.Fit:
+    """A fresh model and the state of its training, from the seed and the training images alone."""
     torch.manual_seed(params.train.seed)  # torch's initializers take no generator
-    return training.Fit(model.VAE(params.model).to(device), params.train)
+    fresh = model.VAE(params.model).to(train.device)
+    if params.train.initial_bias == "data-mean":
+        training.start_at_mean(fresh, train)
+    return training.Fit(fresh, params.train)
 
 
 def main(params: Path, data_folder: Path, model_path: Path, curves: Path, validation_path: Path) -> None:
@@ -27,7 +30,7 @@ def main(params: Path, data_folder: Path, model_path: Path, curves: Path, valida
     torch.set_num_threads(config.train.threads)
     images = data.load(data_folder, "train").images.to(device)
     train, validation = data.split_validation(images, config.data.validation)
-    state = build(config, device)
+    state = build(config, train)
 
     sections = config.model_dump_json(include={"data", "model", "train"})
     key = checkpoint.training_key(sections, list(data_folder.iterdir()))
@@ -46,7 +49,9 @@ def main(params: Path, data_folder: Path, model_path: Path, curves: Path, valida
                 saved.save({"fit": state.state_dict(), "records": [astuple(row) for row in records]})
                 run.log(record, time.monotonic() - started)
                 started = time.monotonic()
-                bar.set_postfix_str(f"ELBO {-record.train_neg_elbo_nats:.2f}, validation {-record.val_neg_elbo_nats:.2f}")
+                bar.set_postfix_str(
+                    f"ELBO {-record.train_neg_elbo_nats:.2f}, validation {-record.val_neg_elbo_nats:.2f}"
+                )
                 bar.update()
         write(curves, records)
         chosen = {"val_neg_elbo_nats": float(f"{records[-1].val_neg_elbo_nats:.6g}")}  # what sweeps are sorted by
@@ -55,7 +60,9 @@ def main(params: Path, data_folder: Path, model_path: Path, curves: Path, valida
         saved.finish(model_path)
         run.trained()
     last = records[-1]
-    print(f"epoch {last.epoch}: validation neg-ELBO {last.val_neg_elbo_nats:.2f} nats, training {last.train_neg_elbo_nats:.2f}")
+    print(
+        f"epoch {last.epoch}: validation neg-ELBO {last.val_neg_elbo_nats:.2f} nats, training {last.train_neg_elbo_nats:.2f}"
+    )
 
 
 def write(path: Path, records: list[training.Record]) -> None:

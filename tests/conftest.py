@@ -12,8 +12,11 @@ from vae.model import VAE
 ROOT = Path(__file__).parents[1]
 SMALL = {
     "model": {
+        "architecture": "mlp",
         "encoder": [16],
         "decoder": [16],
+        "channels": [2, 3],
+        "blocks": 1,
         "latent_dim": 3,
         "prior": "standard-normal",
         "mixture_components": 5,
@@ -22,6 +25,7 @@ SMALL = {
     },
     "train": {
         "seed": 0,
+        "initial_bias": "default",
         "epochs": 3,
         "batch_size": 64,
         "learning_rate": 0.005,

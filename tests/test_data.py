@@ -80,19 +80,21 @@ def test_damaged_images(folder, damage):
     assert "dvc repro --force download" in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", struct.pack(">2i", 2051, 7) + bytes(7), struct.pack(">2i", 2049, 7) + bytes(6)])
+@pytest.mark.parametrize(
+    "content", [b"", struct.pack(">2i", 2051, 7) + bytes(7), struct.pack(">2i", 2049, 7) + bytes(6)]
+)
 def test_damaged_labels(folder, content):
     """The same for labels."""
     path = folder / "train-labels-idx1-ubyte"
     path.write_bytes(content)
-    with pytest.raises(InputError, match="train-labels-idx1-ubyte.*dvc repro --force download"):
+    with pytest.raises(InputError, match=r"train-labels-idx1-ubyte.*dvc repro --force download"):
         data.load(folder, "train")
 
 
 def test_missing_file(folder):
     """A missing file is named."""
     (folder / "t10k-images-idx3-ubyte").unlink()
-    with pytest.raises(InputError, match="t10k-images-idx3-ubyte: no such file.*dvc repro --force download"):
+    with pytest.raises(InputError, match=r"t10k-images-idx3-ubyte: no such file.*dvc repro --force download"):
         data.load(folder, "t10k")
 
 

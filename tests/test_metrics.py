@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -85,7 +86,7 @@ def test_bound_tightens_with_more_samples(plane, binary, float64):
         _, _, nll = metrics.bounds(model, x, samples, generator(samples))
         draws[samples] = nll.view(repeats, len(binary)).mean(dim=1)
     bounds = [(nll.mean().item(), nll.std().item() / math.sqrt(repeats)) for nll in draws.values()]
-    for (few, few_error), (more, more_error) in zip(bounds, bounds[1:], strict=False):
+    for (few, few_error), (more, more_error) in pairwise(bounds):
         assert more < few + 4 * math.hypot(few_error, more_error)
     assert bounds[-1][0] < bounds[0][0] - 4 * math.hypot(bounds[0][1], bounds[-1][1])
     exact = -log_likelihood(model, binary).mean().item()
@@ -148,7 +149,7 @@ def test_chunks_of_images(monkeypatch, plane, float64):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-10)
 
 
-@pytest.mark.parametrize("chunk", [1, 50, 333])
+@pytest.mark.parametrize("chunk", [1, 50, 300])
 def test_chunks_give_the_same_means(monkeypatch, vae, grey, chunk, perturb):
     """Other chunks draw other noise, and every mean agrees within 5 standard errors of that noise."""
     model = perturb(vae())
@@ -157,10 +158,8 @@ def test_chunks_give_the_same_means(monkeypatch, vae, grey, chunk, perturb):
         monkeypatch.setattr(metrics, "CHUNK", size)
         x = data.binarize(grey, generator(5))
         rows[size] = torch.stack(metrics.over_images(model, x, 40, generator(6), "")).double()
-    difference = rows[chunk] - rows[4096]  # (3, N): rate, distortion, nll
-    for row in difference[:2]:
-        assert row.mean().abs() < 5 * row.std() / math.sqrt(len(row))
-    assert difference[2].mean().abs() < 5 * difference[2].std() / math.sqrt(len(grey))
+    for difference in rows[chunk] - rows[4096]:  # (N,): of rate, distortion and nll
+        assert 0 < difference.mean().abs() < 5 * difference.std() / math.sqrt(len(grey))
 
 
 def test_chunk_sizes():
@@ -255,10 +254,10 @@ def test_evaluation_is_of_its_seed_alone(vae, grey, perturb):
 
 def test_every_model_is_scored_on_the_same_bits(vae, grey):
     """The binarization is the seed's alone, whatever the model, its prior and the numbers of samples."""
-    hashes = {
-        metrics.evaluate(vae(seed, prior=prior, latent_dim=latent_dim), grey, samples, samples, 4)["binarization_sha256"]
-        for seed, prior, latent_dim, samples in [(0, "standard-normal", 3, 2), (1, "mixture", 2, 5), (2, "flow", 4, 1)]
-    }
+    hashes = set()
+    for seed, (prior, latent_dim, samples) in enumerate([("standard-normal", 3, 2), ("mixture", 2, 5), ("flow", 4, 1)]):
+        model = vae(seed, prior=prior, latent_dim=latent_dim)
+        hashes.add(metrics.evaluate(model, grey, samples, samples, 4)["binarization_sha256"])
     x = data.binarize(grey, generator(4))
     assert hashes == {hashlib.sha256(x.bool().numpy().tobytes()).hexdigest()}
 

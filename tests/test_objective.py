@@ -78,7 +78,7 @@ def test_bernoulli_gradient():
 
 
 def test_bernoulli_of_bfloat16_logits():
-    """Under mixed precision only the logits are rounded: the sum is that of float32, the gradient is the logits' type."""
+    """Under mixed precision only the logits are rounded: the sum is float32, the gradient of the logits' type."""
     logits = (normal(3, PIXELS) * 3).bfloat16().requires_grad_()
     x = torch.rand(3, PIXELS, generator=generator()).float()
     log_p = objective.bernoulli_log_prob(x, logits)
@@ -169,10 +169,11 @@ def test_closed_form_agrees_with_monte_carlo(vae, binary, perturb):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("architecture", ["mlp", "conv"])
 @pytest.mark.parametrize("prior", ["standard-normal", "mixture", "flow"])
-def test_log_weights_are_their_definition(vae, binary, perturb, prior):
+def test_log_weights_are_their_definition(vae, binary, perturb, prior, architecture):
     """log w = log p(x|z) + log p(z) - log q(z|x), sample by sample."""
-    model = perturb(vae(prior=prior))
+    model = perturb(vae(prior=prior, architecture=architecture))
     rate, distortion = objective.log_weights(model, binary, 4, generator(2))
     assert rate.shape == distortion.shape == (5, 4)
     mu, logvar = (part[:, None] for part in model.encode(binary))
@@ -198,10 +199,11 @@ def test_a_decoder_of_zero_logits(vae, binary, samples):
     torch.testing.assert_close(distortion, torch.full((5,), 784 * math.log(2)), rtol=1e-13, atol=0)
 
 
+@pytest.mark.parametrize("architecture", ["mlp", "conv"])
 @pytest.mark.parametrize("prior", ["standard-normal", "mixture", "flow"])
-def test_every_parameter_gets_a_gradient(vae, binary, perturb, prior):
+def test_every_parameter_gets_a_gradient(vae, binary, perturb, prior, architecture):
     """The loss reaches every tensor of encoder, decoder and prior."""
-    model = perturb(vae(prior=prior))
+    model = perturb(vae(prior=prior, architecture=architecture))
     rate, distortion = objective.elbo_terms(model, binary, generator())
     (rate + distortion).mean().backward()
     for name, parameter in model.named_parameters():

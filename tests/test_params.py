@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from vae.errors import InputError
 from vae.params import Params, leaves, load, parse
 
+
 @pytest.fixture(scope="session")
 def tree(root) -> dict:
     """params.yaml as text in sections."""
@@ -35,10 +36,9 @@ def refused(text: str) -> str:
 
 
 def test_leaves_are_all_of_the_published_file(root, tree):
-    """The committed params.yaml is valid; every leaf of the file is a leaf of the result with its value, and no other."""
+    """The committed params.yaml is valid; every leaf of it, and no other, is a leaf of the result with its value."""
     params = load(root / "params.yaml")
     values = leaves(params)
-    assert list(values) == [f"{section}.{key}" for section in Params.model_fields for key in getattr(params, section).__dict__]
     assert set(values) == {f"{section}.{key}" for section, block in tree.items() for key in block}
     for section, block in tree.items():
         for key, text in block.items():
@@ -73,7 +73,9 @@ def test_dialects_of_yaml_give_the_obvious_value(tree, section, key, text, value
     assert type(found) is type(value)
 
 
-@pytest.mark.parametrize("text", ["on", "off", "yes", "true", "~", "null", "", "12:30", "1:2", "0x10", "0b1", "[1]", "{}"])
+@pytest.mark.parametrize(
+    "text", ["on", "off", "yes", "true", "~", "null", "", "12:30", "1:2", "0x10", "0b1", "[1]", "{}"]
+)
 @pytest.mark.parametrize(("section", "key"), [("train", "epochs"), ("train", "seed"), ("train", "learning_rate")])
 def test_what_is_no_number_is_refused(tree, section, key, text):
     """No switch, sexagesimal, other base, blank or container passes as a number."""
@@ -183,7 +185,7 @@ def test_the_file_is_named_as_given(tmp_path):
     """Messages carry the path that the user gave."""
     path = tmp_path / "other.yaml"
     path.write_text("data: 1\n")
-    with pytest.raises(InputError, match="other.yaml: "):
+    with pytest.raises(InputError, match=r"other\.yaml: "):
         load(path)
 
 
@@ -225,10 +227,12 @@ def test_any_value_is_refused_by_name_or_of_the_right_type(tree, choice, value):
     changed[section][key] = value
     text = yaml.safe_dump(changed)
     try:
-        params = parse(text)
+        params, message = parse(text), None
     except InputError as error:
-        assert f"params.yaml: {section}.{key}" in str(error)
-        assert len(str(error).splitlines()) == 1
+        params, message = None, str(error)
+    if params is None:
+        assert message.startswith(f"params.yaml: {section}.{key}")
+        assert len(message.splitlines()) == 1
     else:
         assert Params.model_validate(params.model_dump(), strict=True) == params
         assert parse(yaml.safe_dump(params.model_dump())) == params

@@ -16,7 +16,8 @@ def prior(vae, perturb):
     """Makes a prior whose parameters are all away from where they start."""
 
     def make(name: str, latent_dim: int = 2, seed: int = 0):
-        return perturb(vae(seed, prior=name, latent_dim=latent_dim).prior, scale=0.25, seed=seed)
+        scale = 0.8 if name == "mixture" else 0.25
+        return perturb(vae(seed, prior=name, latent_dim=latent_dim).prior, scale, seed)
 
     return make
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import pickle
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ def training_key(config: str, files: list[Path]) -> str:
 
 
 FOLDER = ".checkpoints"  # in the main repository, which `dvc exp run --temp` does not delete
+LOCK_SECONDS = 1  # longer than `is_held` has it
 
 
 class Checkpoint:
@@ -45,8 +45,9 @@ class Checkpoint:
             return None
         try:
             return torch.load(self.path, weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            print(f"{self.path}: unreadable checkpoint ({error}); training from the start", file=sys.stderr)
+        except Exception as error:  # noqa: BLE001: whatever is wrong with the file, training starts anew
+            reason = str(error).partition("\n")[0]
+            print(f"{self.path}: unreadable checkpoint ({reason}); training from the start", file=sys.stderr)
             return None
 
     def finish(self, model: Path) -> None:
@@ -76,9 +77,11 @@ def checkpoint(root: Path, key: str) -> Iterator[Checkpoint]:
     folder.mkdir(parents=True, exist_ok=True)
     path, lock = folder / f"{key}.pt", FileLock(folder / f"{key}.lock")
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(timeout=LOCK_SECONDS)
     except Timeout:
         yield Checkpoint(path, own=False)
         return
-    with lock:
+    try:
         yield Checkpoint(path, own=True)
+    finally:
+        lock.release()

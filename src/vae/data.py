@@ -37,7 +37,11 @@ def read_idx(path: Path, kind: str) -> Tensor:
         raise InputError(f"{path}: {size} bytes are no IDX file of {kind}; {remedy}")
     with path.open("rb") as file:
         magic, count, *shape = header.unpack(file.read(header.size))
-    if magic != IDX_MAGIC[kind] or any(side != SIDE for side in shape) or size != header.size + count * math.prod(shape):
+    if (
+        magic != IDX_MAGIC[kind]
+        or any(side != SIDE for side in shape)
+        or size != header.size + count * math.prod(shape)
+    ):
         raise InputError(f"{path}: not a whole IDX file of {kind} (28x28, unsigned bytes); {remedy}")
     content = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)[header.size :]
     return content.view(count, PIXELS) if kind == "images" else content

@@ -87,9 +87,7 @@ def latent_kl(mu: Tensor, logvar: Tensor) -> Tensor:
     return 0.5 * (aggregate.log() - logvar.mean(dim=0))
 
 
-def evaluate(
-    model: VAE, grey: Tensor, samples: int, grey_samples: int, seed: int
-) -> dict[str, float | int | str]:
+def evaluate(model: VAE, grey: Tensor, samples: int, grey_samples: int, seed: int) -> dict[str, float | int | str]:
     """All of metrics/evaluation.json but the split's name: means over the images of a split, in nats.
 
     The binarization is drawn once, from `seed` alone, so that every model is scored on the same binary images.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import requests
+import urllib3
 from tqdm import tqdm
 
 from vae.errors import InputError
@@ -55,7 +56,7 @@ GZIP_MD5 = {
 }
 
 # All that a source can do wrong; anything else is a fault of this program.
-SourceFailure = (requests.RequestException, OSError, EOFError, ValueError, zlib.error)
+SourceFailure = (requests.RequestException, urllib3.exceptions.HTTPError, OSError, EOFError, ValueError, zlib.error)
 
 
 def sources(name: str, environment: dict[str, str]) -> list[str]:
@@ -68,12 +69,13 @@ def _read(source: str, file: str) -> bytes:
     """The compressed bytes of `file` from a folder or URL."""
     if not source.startswith(("http://", "https://")):
         return (Path(source).expanduser() / f"{file}.gz").read_bytes()
-    with requests.get(f"{source.rstrip('/')}/{file}.gz", stream=True, timeout=TIMEOUT_SECONDS) as response:
+    url, plain = f"{source.rstrip('/')}/{file}.gz", {"Accept-Encoding": "identity"}  # the .gz itself, not its content
+    with requests.get(url, stream=True, timeout=TIMEOUT_SECONDS, headers=plain) as response:
         response.raise_for_status()
         total = int(response.headers.get("Content-Length", 0)) or None
         content = bytearray()
         with tqdm(total=total, desc=f"{file}.gz", unit="B", unit_scale=True, disable=None) as bar:
-            for chunk in response.iter_content(CHUNK_BYTES):
+            for chunk in response.raw.stream(CHUNK_BYTES, decode_content=False):
                 content += chunk
                 bar.update(len(chunk))
         if total and len(content) != total:
@@ -97,7 +99,7 @@ def _transient(error: BaseException) -> bool:
     """Whether trying the same source again may help."""
     if isinstance(error, requests.HTTPError):
         return error.response is not None and error.response.status_code >= 500
-    return isinstance(error, (requests.Timeout, requests.exceptions.ChunkedEncodingError, EOFError))
+    return isinstance(error, (requests.Timeout, urllib3.exceptions.HTTPError, EOFError))
 
 
 def _try(name: str, index: int, candidates: list[str], pause: Callable[[float], None]) -> tuple[bytes, list[str]]:
@@ -137,7 +139,7 @@ def unreachable(name: str, environment: dict[str, str]) -> list[str]:
 def _reason(error: BaseException) -> str:
     """Why a source failed, in a few words."""
     match error:
-        case requests.Timeout():
+        case requests.Timeout() | urllib3.exceptions.ReadTimeoutError():
             return "timed out"
         case requests.HTTPError() if error.response is not None:
             return f"HTTP {error.response.status_code}"

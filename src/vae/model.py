@@ -5,14 +5,15 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vae.data import PIXELS
+from vae.data import PIXELS, SIDE
 from vae.errors import InputError
 from vae.params import Model
-from vae.prior import PRIORS
+from vae.prior import PRIORS, at_least_float32
 
 
 def mlp(widths: Sequence[int]) -> nn.Sequential:
@@ -23,8 +24,8 @@ def mlp(widths: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-class Encoder(nn.Module):
-    """q(z|x) = N(mu(x), diag(e^logvar(x)))."""
+class MlpEncoder(nn.Module):
+    """q(z|x) = N(mu(x), diag(e^logvar(x))) by linear layers of the widths `model.encoder`."""
 
     def __init__(self, config: Model) -> None:
         super().__init__()
@@ -32,20 +33,90 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Shapes: x (B, P) in [0, 1] -> mu (B, D), logvar (B, D), both float32."""
-        mu, logvar = self.layers(x).float().chunk(2, dim=-1)
+        mu, logvar = at_least_float32(self.layers(x)).chunk(2, dim=-1)
         return mu, logvar
 
 
-class Decoder(nn.Module):
-    """p(x|z) = prod_p Bernoulli(x_p; sigmoid(l_p(z)))."""
+class MlpDecoder(nn.Module):
+    """p(x|z) = prod_p Bernoulli(x_p; sigmoid(l_p(z))) by linear layers of the widths `model.decoder`."""
 
     def __init__(self, config: Model) -> None:
         super().__init__()
         self.layers = mlp([config.latent_dim, *config.decoder, PIXELS])
 
+    @property
+    def bias(self) -> nn.Parameter:
+        """The logit of each pixel, apart from z. (P,)."""
+        return self.layers[-1].bias  # type: ignore[return-value]
+
     def forward(self, z: Tensor) -> Tensor:
         """Shapes: z (..., D) -> logits (..., P)."""
         return self.layers(z)
+
+
+class Residual(nn.Module):
+    """x + conv(relu(x)), with a 3x3 convolution that keeps the size (pre-activation, He et al. 2016)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: (B, C, H, W) -> (B, C, H, W)."""
+        return x + self.conv(F.relu(x))
+
+
+def residuals(channels: int, count: int) -> nn.Sequential:
+    """That many residual blocks in a row."""
+    return nn.Sequential(*(Residual(channels) for _ in range(count)))
+
+
+class ConvEncoder(nn.Module):
+    """q(z|x) by residual blocks at 14x14 and 7x7; the resolution halves by folding 2x2 pixels into channels."""
+
+    def __init__(self, config: Model) -> None:
+        super().__init__()
+        wide, deep = config.channels
+        self.enter = nn.Conv2d(4, wide, 3, padding=1)
+        self.blocks14 = residuals(wide, config.blocks)
+        self.down = nn.Conv2d(4 * wide, deep, 1)
+        self.blocks7 = residuals(deep, config.blocks)
+        self.leave = nn.Linear(49 * deep, 2 * config.latent_dim)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Shapes: x (B, P) in [0, 1] -> mu (B, D), logvar (B, D), both float32."""
+        x = F.pixel_unshuffle(x.view(-1, 1, SIDE, SIDE), 2).contiguous(
+            memory_format=torch.channels_last
+        )  # (B, 4, 14, 14)
+        x = self.blocks14(self.enter(x))  # (B, C, 14, 14)
+        x = self.blocks7(self.down(F.pixel_unshuffle(x, 2)))  # (B, C', 7, 7)
+        mu, logvar = at_least_float32(self.leave(F.relu(x).flatten(1))).chunk(2, dim=-1)
+        return mu, logvar
+
+
+class ConvDecoder(nn.Module):
+    """p(x|z) by residual blocks at 7x7 and 14x14; the resolution doubles by unfolding channels into 2x2 pixels."""
+
+    def __init__(self, config: Model) -> None:
+        super().__init__()
+        wide, self.deep = config.channels
+        self.enter = nn.Linear(config.latent_dim, 49 * self.deep)
+        self.blocks7 = residuals(self.deep, config.blocks)
+        self.up = nn.Conv2d(self.deep, 4 * wide, 1)
+        self.blocks14 = residuals(wide, config.blocks)
+        self.leave = nn.Conv2d(wide, 4, 3, padding=1, bias=False)
+        self.bias = nn.Parameter(torch.zeros(PIXELS))  # of each pixel: convolutions do not know where they are
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Shapes: z (..., D) -> logits (..., P)."""
+        x = self.enter(z).view(-1, 7, 7, self.deep).permute(0, 3, 1, 2)  # (B, C', 7, 7), channels last in memory
+        x = F.pixel_shuffle(self.up(F.relu(self.blocks7(x))), 2)  # (B, C, 14, 14)
+        x = F.pixel_shuffle(self.leave(F.relu(self.blocks14(x))), 2)  # (B, 1, 28, 28)
+        return x.reshape(*z.shape[:-1], PIXELS) + self.bias.to(x.dtype)
+
+
+ENCODERS = {"mlp": MlpEncoder, "conv": ConvEncoder}
+DECODERS = {"mlp": MlpDecoder, "conv": ConvDecoder}
 
 
 class VAE(nn.Module):
@@ -54,8 +125,8 @@ class VAE(nn.Module):
     def __init__(self, config: Model) -> None:
         super().__init__()
         self.config = config
-        self.encode = Encoder(config)
-        self.decode = Decoder(config)
+        self.encode = ENCODERS[config.architecture](config)
+        self.decode = DECODERS[config.architecture](config)
         self.prior = PRIORS[config.prior](config)
 
 
@@ -82,5 +153,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> VAE:
         model = VAE(config).to(device)
         model.load_state_dict(weights)
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path}: not a model of this project ({' '.join(str(error).split())[:200]}); {remedy}") from error
+        raise InputError(
+            f"{path}: not a model of this project ({' '.join(str(error).split())[:200]}); {remedy}"
+        ) from error
     return model.eval()

@@ -30,8 +30,11 @@ class Data(Section):
 
 
 class Model(Section):
+    architecture: Literal["mlp", "conv"]
     encoder: Widths
     decoder: Widths
+    channels: Annotated[list[Width], Field(min_length=2, max_length=2)]
+    blocks: Annotated[int, Field(ge=0, le=64)]
     latent_dim: Annotated[int, Field(ge=2, le=1024)]
     prior: Literal["standard-normal", "mixture", "flow"]
     mixture_components: Annotated[int, Field(ge=1, le=65536)]
@@ -41,6 +44,7 @@ class Model(Section):
 
 class Train(Section):
     seed: Seed
+    initial_bias: Literal["default", "data-mean"]
     epochs: Count
     batch_size: Count
     learning_rate: Positive
@@ -85,6 +89,8 @@ class Params(Section):
 def _explain(error: ValidationError, path: Path) -> str:
     """The first thing that is wrong, in one line."""
     detail = error.errors(include_url=False)[0]
+    if not detail["loc"]:
+        return f"{path}: must be a mapping with the blocks {', '.join(Params.model_fields)}, got {detail['input']!r}"
     key = ".".join(str(part) for part in detail["loc"])
     section = detail["loc"][0] if len(detail["loc"]) > 1 else ""
     known = Params.model_fields[section].annotation if section in Params.model_fields else Params

@@ -63,7 +63,7 @@ def principal_components(points: NDArray) -> tuple[NDArray, NDArray]:
     values, vectors = np.linalg.eigh(centred.T @ centred)
     values, vectors = values[::-1][:2], vectors[:, ::-1][:, :2]
     vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), range(vectors.shape[1])])  # fix the sign
-    return centred @ vectors, values / (centred**2).sum()
+    return centred @ vectors, values / max((centred**2).sum(), np.finfo(float).tiny)
 
 
 def save_latent_space(path: Path, mu: NDArray, labels: NDArray) -> None:

@@ -11,6 +11,11 @@ from vae.params import Model
 LOG_2PI = math.log(2 * math.pi)
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Leaves bfloat16 behind where autocast has been; float64 stays. Shapes: any -> the same."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class StandardNormal(nn.Module):
     """p(z) = N(0, I)."""
 
@@ -84,7 +89,7 @@ class Flow(nn.Module):
             nn.init.zeros_(coupling[-1].bias)
 
     def _scale_shift(self, coupling: nn.Module, a: Tensor) -> tuple[Tensor, Tensor]:
-        s, t = coupling(a).float().chunk(2, dim=-1)
+        s, t = at_least_float32(coupling(a)).chunk(2, dim=-1)
         return 2 * torch.tanh(0.5 * s), t  # |s| < 2, or one coupling could overflow
 
     def log_prob(self, z: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ from typing import Any
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")  # seconds; by default a dead server is waited for minutes
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
 from filelock import FileLock
@@ -124,7 +126,9 @@ class Store:
         except MlflowException as error:
             raise InputError(f"{run_id}: no such run in {self.uri}; `make ui` shows the runs and their ids") from error
         if missing := [name for name in needed if name not in tags]:
-            raise InputError(f"run {run_id} has no {', '.join(missing)}: it was never completed, or not made from a commit")
+            raise InputError(
+                f"run {run_id} has no {', '.join(missing)}: it was never completed, or not made from a commit"
+            )
         return tags
 
     def download(self, run_id: str, path: str, folder: Path) -> Path:
@@ -228,7 +232,7 @@ def git(*arguments: str, **environment: str) -> str:
 
 
 def working_tree_diff(outputs: list[Path]) -> str:
-    """What separates the working tree from its commit, new files included and the pipeline's own outputs left out.
+    """What separates the working tree from its commit, new files included and the folders of outputs left out.
 
     A throwaway index holds the tree, so that the user's index stays as it is.
     """
@@ -236,7 +240,8 @@ def working_tree_diff(outputs: list[Path]) -> str:
         index = {"GIT_INDEX_FILE": f"{folder}/index"}
         git("read-tree", "HEAD", **index)
         git("add", "--all", **index)
-        own = [f":(exclude){path}" for path in [*outputs, "dvc.lock"]]
+        folders = {path if path.is_dir() else path.parent for path in outputs}
+        own = [f":(exclude){path}" for path in [*sorted(folders), "dvc.lock"]]
         return git("diff", "--cached", "--binary", "HEAD", "--", ".", *own, **index)
 
 
@@ -269,7 +274,8 @@ def dataset_input(name: str, folder: Path) -> DatasetInput:
     source = json.dumps({"files": sorted(path.name for path in folder.iterdir())})
     digest = data_digest(folder)[:16]
     return DatasetInput(
-        Dataset(name=name, digest=digest, source_type="local", source=source), [InputTag("mlflow.data.context", "train")]
+        Dataset(name=name, digest=digest, source_type="local", source=source),
+        [InputTag("mlflow.data.context", "train")],
     )
 
 

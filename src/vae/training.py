@@ -72,6 +72,16 @@ def validate(model: VAE, grey: Tensor, binarization: str, seed: int) -> float:
     return total / len(grey)
 
 
+@torch.no_grad()
+def start_at_mean(model: VAE, train: Tensor) -> None:
+    """Sets the decoder's bias to the logit of the mean image, which the first epochs would else be spent on.
+
+    Shapes: train (N, P) uint8.
+    """
+    mean = train.float().mean(dim=0) / 255  # (P,)
+    model.decode.bias.copy_(torch.logit(mean, eps=1e-3))  # eps: some pixels are always black
+
+
 class Fit:
     """The state of a training: all that a checkpoint holds."""
 

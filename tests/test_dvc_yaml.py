@@ -1,0 +1,83 @@
+"""dvc.yaml says what the stages really read and run."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+OBSERVERS = {"src/vae/live.py", "src/vae/tracking.py"}  # they only watch: a change must not cause a retrain
+
+
+def imported(path: Path) -> set[Path]:
+    """The files of src/vae that a file imports, at the top or inside a function."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "vae":
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vae."):
+            names.add(node.module.removeprefix("vae."))
+        elif isinstance(node, ast.Import):
+            names |= {alias.name.removeprefix("vae.") for alias in node.names if alias.name.startswith("vae.")}
+    return {ROOT / "src/vae" / f"{name}.py" for name in names}
+
+
+def closure(path: Path, observers: frozenset[str]) -> set[str]:
+    """Everything a script imports from the library, transitively, short of the observers and what they import."""
+    found, queue = set(), [path]
+    while queue:
+        for file in imported(queue.pop()):
+            name = str(file.relative_to(ROOT))
+            if name not in found and name not in observers:
+                found.add(name)
+                queue.append(file)
+    return found
+
+
+@pytest.mark.parametrize("stage", ["download", "train", "evaluate", "generate"])
+def test_code_dependencies_are_the_import_closure(stage):
+    script = next(word for word in STAGES[stage]["cmd"].split() if word.startswith("pipeline/"))
+    declared = {dep for dep in STAGES[stage]["deps"] if dep.endswith(".py")}
+    assert declared == closure(ROOT / script, frozenset(OBSERVERS)) | {script}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_path_of_a_command_is_declared(stage):
+    """A stage reads and writes what its argv names, so argv and deps and outs must agree."""
+    spec = STAGES[stage]
+    listed = [*spec["deps"], *spec["outs"], *spec.get("metrics", [])]
+    declared = {next(iter(item)) if isinstance(item, dict) else item for item in listed}
+    argv = [word for word in spec["cmd"].split() if "=" not in word][1:]
+    assert argv[1] == "params.yaml"
+    for word in [argv[0], *argv[2:]]:
+        assert word in declared or any(item.startswith(f"{word}/") for item in declared), word
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_is_described(stage):
+    assert len(STAGES[stage]["desc"]) > 20
+
+
+def test_no_param_reaches_a_shell():
+    """Interpolating params into a command would let `dvc exp run -S` inject shell."""
+    assert all("${" not in spec["cmd"] for spec in STAGES.values())
+
+
+def test_the_closure_finds_imports_inside_functions(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("def f():\n    from vae import metrics\n    return metrics\n")
+    assert "src/vae/metrics.py" in closure(script, frozenset())
+
+
+def test_only_tracking_and_the_served_model_import_mlflow():
+    files = [*(ROOT / "src/vae").glob("*.py"), *(ROOT / "pipeline").glob("*.py")]
+    importers = {
+        path.name for path in files if "import mlflow" in path.read_text() or "from mlflow" in path.read_text()
+    }
+    assert importers == {"tracking.py", "serving.py"}
+
+
+def test_the_library_never_imports_the_pipeline():
+    assert all("import pipeline" not in path.read_text() for path in (ROOT / "src/vae").glob("*.py"))

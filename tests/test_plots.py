@@ -1,0 +1,142 @@
+"""Pictures: grids of their own pixels, and the same bytes each time."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vae import plots
+
+
+@pytest.fixture
+def images():
+    """Seven random digits."""
+    return np.random.default_rng(0).random((7, 784)).astype(np.float32)
+
+
+@pytest.fixture
+def latents():
+    """Posterior means on a plane within five dimensions, with a little noise, and labels."""
+    rng = np.random.default_rng(1)
+    plane = rng.normal(size=(300, 2)) * [5, 2]
+    axes = np.linalg.qr(rng.normal(size=(5, 5)))[0]
+    mu = plane @ axes[:2] + 0.01 * rng.normal(size=(300, 5)) + rng.normal(size=5)
+    return mu.astype(np.float32), rng.integers(0, 10, 300)
+
+
+def cell(canvas: np.ndarray, row: int, column: int) -> np.ndarray:
+    """The pixels of one digit of a grid."""
+    top, left = (plots.GAP + (plots.SIDE + plots.GAP) * place for place in (row, column))
+    return canvas[top : top + plots.SIDE, left : left + plots.SIDE]
+
+
+def test_tile_places_every_digit(images):
+    """Row by row from the top left, each pixel within half a grey level; the rest of the last row stays empty."""
+    canvas = plots.tile(images, 3)
+    assert canvas.dtype == np.uint8
+    assert canvas.shape == (3 * 30 + 2, 3 * 30 + 2)
+    for index, image in enumerate(images):
+        found = cell(canvas, *divmod(index, 3))
+        assert np.abs(found - image.reshape(28, 28) * 255).max() <= 0.5 + 1e-4
+    outside = canvas.copy()
+    for index in range(7):
+        cell(outside, *divmod(index, 3))[:] = outside[0, 0]
+    assert (outside == outside[0, 0]).all()
+    assert 0 < outside[0, 0] < 255
+
+
+def test_tile_clips():
+    """Values outside of [0, 1] are black and white, never wrapped around."""
+    canvas = plots.tile(np.stack([np.full(784, -0.2), np.full(784, 1.2), np.zeros(784), np.ones(784)]), 4)
+    assert [np.unique(cell(canvas, 0, column)).tolist() for column in range(4)] == [[0], [255], [0], [255]]
+
+
+def test_save_grid(tmp_path, images):
+    """A PNG in grey that holds the grid's pixels, enlarged by whole numbers; the same bytes each time."""
+    first, second = tmp_path / "new" / "folder" / "grid.png", tmp_path / "again.png"
+    for path in (first, second):
+        plots.save_grid(path, images, 4)
+    with Image.open(first) as picture:
+        assert picture.format == "PNG"
+        assert picture.mode == "L"
+        pixels = np.asarray(picture)
+    expected = plots.tile(images, 4).repeat(plots.SCALE, axis=0).repeat(plots.SCALE, axis=1)
+    assert np.array_equal(pixels, expected)
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_interleave(images):
+    """One row after another."""
+    stacked = plots.interleave(images[:3], images[3:6])
+    assert np.array_equal(stacked, images[:6])
+
+
+def test_principal_components(latents):
+    """The directions and shares of variance are those of the singular value decomposition, up to sign."""
+    mu = latents[0].astype(np.float64)
+    points, share = plots.principal_components(mu)
+    centred = mu - mu.mean(axis=0)
+    _, values, directions = np.linalg.svd(centred, full_matrices=False)
+    np.testing.assert_allclose(np.abs(points), np.abs(centred @ directions[:2].T), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(share, values[:2] ** 2 / (values**2).sum(), rtol=1e-10)
+    assert share[0] > share[1]
+    assert share.sum() == pytest.approx(1, abs=1e-3)
+    assert points.shape == (300, 2)
+
+
+def test_principal_components_have_a_sign(latents):
+    """The order of the images, which turns no axis, changes no point."""
+    mu = latents[0].astype(np.float64)
+    order = np.random.default_rng(2).permutation(len(mu))
+    points, _ = plots.principal_components(mu)
+    turned, _ = plots.principal_components(mu[order])
+    np.testing.assert_allclose(turned, points[order], rtol=1e-6, atol=1e-9)
+
+
+def test_two_latents(tmp_path):
+    """The smallest model has two latents: its plane is drawn as it is, turned."""
+    mu = np.random.default_rng(3).normal(size=(50, 2))
+    points, share = plots.principal_components(mu)
+    assert share.sum() == pytest.approx(1, rel=1e-12)
+    np.testing.assert_allclose(np.linalg.norm(points, axis=1), np.linalg.norm(mu - mu.mean(axis=0), axis=1), rtol=1e-10)
+    plots.save_latent_space(tmp_path / "space.png", mu, np.arange(50) % 10)
+    assert (tmp_path / "space.png").stat().st_size > 1000
+
+
+def test_charts_are_the_same_each_time(tmp_path, latents):
+    """Charts are not blank, differ with what they show, and have the same bytes each time."""
+    mu, labels = latents
+    charts = {
+        "space": lambda path: plots.save_latent_space(path, mu, labels),
+        "labels": lambda path: plots.save_latent_space(path, mu, labels[::-1]),
+        "kl": lambda path: plots.save_latent_kl(path, mu[:20, 0] ** 2),
+        "ranks": lambda path: plots.save_latent_kl(path, mu[1:21, 0] ** 2),
+    }
+    contents = {}
+    for name, draw in charts.items():
+        first, second = tmp_path / "new" / f"{name}.png", tmp_path / f"{name}.png"
+        draw(first)
+        draw(second)
+        contents[name] = first.read_bytes()
+        assert contents[name] == second.read_bytes()
+        with Image.open(first) as picture:
+            assert picture.format == "PNG"
+            assert not {"Software", "Creation Time"} & set(picture.info)
+            assert len(np.unique(np.asarray(picture.convert("L")))) > 10
+    assert len(set(contents.values())) == len(contents)
+
+
+def test_latents_are_ranked(tmp_path):
+    """The chart of latents is of their ranks: their order does not matter."""
+    kl = np.random.default_rng(0).random(12)
+    plots.save_latent_kl(tmp_path / "one.png", kl)
+    plots.save_latent_kl(tmp_path / "other.png", kl[::-1])
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "other.png").read_bytes()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_latent_that_collapsed(tmp_path):
+    """Without any variance there is a picture still, and no warning of a division by zero."""
+    plots.save_latent_space(tmp_path / "space.png", np.zeros((20, 3)), np.arange(20) % 10)
+    plots.save_latent_kl(tmp_path / "kl.png", np.zeros(3))
+    assert (tmp_path / "space.png").stat().st_size > 1000
+    assert (tmp_path / "kl.png").stat().st_size > 1000

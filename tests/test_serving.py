@@ -1,0 +1,75 @@
+"""The served model: a clean process, every task, and requests that must be refused."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from vae import data, model, serving
+from vae.serving import Request
+
+
+@pytest.fixture
+def served(vae):
+    digits = serving.Digits()
+    digits.vae = vae()
+    return digits
+
+
+def answer(served, **request):
+    return served._answer(Request(**request))
+
+
+def test_generate_is_seeded(served):
+    first, again, other = (answer(served, task="generate", n=3, seed=seed) for seed in (1, 1, 2))
+    assert first == again != other
+    assert np.shape(first["images"]) == (3, data.PIXELS)
+    assert 0 <= np.min(first["images"]) <= np.max(first["images"]) <= 1
+
+
+def test_encode_decode_and_reconstruct_agree(served):
+    images = torch.rand(2, data.PIXELS, generator=torch.Generator().manual_seed(0)).tolist()
+    encoded = answer(served, task="encode", images=images)
+    assert np.shape(encoded["mu"]) == np.shape(encoded["logvar"]) == (2, served.vae.config.latent_dim)
+    decoded = answer(served, task="decode", latents=encoded["mu"])
+    np.testing.assert_allclose(
+        decoded["images"], answer(served, task="reconstruct", images=images)["images"], atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("request_", "word"),
+    [
+        ({"task": "paint"}, "task"),
+        ({"task": "generate"}, "takes"),
+        ({"task": "generate", "n": 2, "seed": 0, "images": [[0.0] * 784]}, "takes"),
+        ({"task": "generate", "n": 0, "seed": 0}, "n:"),
+        ({"task": "generate", "n": 10**9, "seed": 0}, "n:"),
+        ({"task": "generate", "n": 1, "seed": -1}, "seed"),
+        ({"task": "encode", "images": []}, "rows"),
+        ({"task": "encode", "images": [[0.0] * 783]}, "784"),
+        ({"task": "encode", "images": [[math.nan] * 784]}, "finite"),
+        ({"task": "reconstruct", "images": [[1.5] * 784]}, "[0, 1]"),
+        ({"task": "decode", "latents": [[math.inf]]}, "finite"),
+        ({"task": "decode", "latents": [[0.0]], "temperature": 1}, "temperature"),
+    ],
+)
+def test_bad_requests_are_refused_with_a_reason(request_, word):
+    with pytest.raises(ValueError) as caught:
+        Request(**request_)
+    assert word in str(caught.value)
+
+
+def test_latents_of_the_wrong_size_are_refused(served):
+    with pytest.raises(Exception, match="latents have") as caught:
+        answer(served, task="decode", latents=[[0.0] * (served.vae.config.latent_dim + 1)])
+    assert caught.value.error_code == "INVALID_PARAMETER_VALUE"  # a 400, not a 500
+
+
+def test_weights_are_read_from_the_artifact(vae, tmp_path):
+    model.save(vae(), tmp_path / "vae.safetensors")
+    digits = serving.Digits()
+    digits.load_context(type("Context", (), {"artifacts": {"model": str(tmp_path / "vae.safetensors")}}))
+    assert json.dumps(answer(digits, task="generate", n=1, seed=0))
