@@ -3,7 +3,6 @@
 import sys
 from pathlib import Path
 
-
 from vae import checkpoint, command, experiments, tracking
 from vae.params import load
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from vae import command, data, metrics, model, plots, training
@@ -37,13 +38,13 @@ def main(params: Path, data_folder: Path, model_path: Path, result: Path, pictur
 
 
 @torch.no_grad()
-def draw(vae: model.VAE, grey: torch.Tensor, labels, pictures: Path) -> None:  # type: ignore[no-untyped-def]
+def draw(vae: model.VAE, grey: torch.Tensor, labels: np.ndarray, pictures: Path) -> None:
     """Reconstructions, the latent space, the nats in each latent, and traversals."""
     x = data.unit(grey)
     mu, logvar = metrics.posterior(vae, x)
     kl = metrics.latent_kl(mu, logvar)
 
-    def decoded(z: torch.Tensor):  # type: ignore[no-untyped-def]
+    def decoded(z: torch.Tensor) -> np.ndarray:
         return torch.sigmoid(vae.decode(z).float()).cpu().numpy()
 
     pairs = plots.interleave(x[:EXAMPLES].cpu().numpy(), decoded(mu[:EXAMPLES]))

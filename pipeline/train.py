@@ -60,9 +60,7 @@ def main(params: Path, data_folder: Path, model_path: Path, curves: Path, valida
         saved.finish(model_path)
         run.trained()
     last = records[-1]
-    print(
-        f"epoch {last.epoch}: validation neg-ELBO {last.val_neg_elbo_nats:.2f} nats, training {last.train_neg_elbo_nats:.2f}"
-    )
+    print(f"validation neg-ELBO {last.val_neg_elbo_nats:.2f} nats, training {last.train_neg_elbo_nats:.2f}")
 
 
 def write(path: Path, records: list[training.Record]) -> None:

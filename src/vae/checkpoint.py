@@ -45,7 +45,7 @@ class Checkpoint:
             return None
         try:
             return torch.load(self.path, weights_only=True)
-        except Exception as error:  # noqa: BLE001: whatever is wrong with the file, training starts anew
+        except Exception as error:  # noqa: BLE001 (whatever is wrong with the file, training starts anew)
             reason = str(error).partition("\n")[0]
             print(f"{self.path}: unreadable checkpoint ({reason}); training from the start", file=sys.stderr)
             return None

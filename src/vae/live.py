@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,8 @@ class Run:
             fcntl.fcntl(self.pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
     def _send(self, message: dict[str, Any]) -> None:
-        try:
+        with suppress(OSError):  # full, or the observer has gone
             os.write(self.pipe, json.dumps(message).encode() + b"\n")  # below 4096 bytes: whole or not at all
-        except OSError:  # full, or the observer has gone
-            pass
 
     def log(self, record: Record, seconds: float) -> None:
         """One epoch, and the time it took."""
@@ -95,7 +93,7 @@ def observe(params: Path, root: Path, key: str) -> None:
                 case {"outcome": str(word)}:
                     outcome = word
         live.end(outcome)
-    except Exception as error:  # noqa: BLE001: whatever is wrong with the store, the training goes on
+    except Exception as error:  # noqa: BLE001 (whatever is wrong with the store, the training goes on)
         reason = " ".join(str(error).split())[:300]
         print(f"MLflow: not following live ({reason}); the track stage will record this run", file=sys.stderr)
 

@@ -123,8 +123,8 @@ def _fetch(name: str, index: int, candidates: list[str], pause: Callable[[float]
     content, failures = _try(name, index, candidates, pause)
     if not content:
         raise InputError(
-            f"{FILES[index]}.gz of {name}: no source has it: {'; '.join(failures)}. Set MNIST_MIRROR to a folder or URL "
-            "that has the four .gz files, or use the bundled data: dvc exp run -S data.name=digits"
+            f"{FILES[index]}.gz of {name}: no source has it: {'; '.join(failures)}. Set MNIST_MIRROR to a folder or "
+            "URL that has the four .gz files, or use the bundled data: dvc exp run -S data.name=digits"
         )
     return content
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vae.data import PIXELS, SIDE
 from vae.errors import InputError
 from vae.params import Model
-from vae.prior import PRIORS, at_least_float32
+from vae.prior import PRIORS, Prior, at_least_float32
 
 
 def mlp(widths: Sequence[int]) -> nn.Sequential:
@@ -115,12 +115,16 @@ class ConvDecoder(nn.Module):
         return x.reshape(*z.shape[:-1], PIXELS) + self.bias.to(x.dtype)
 
 
-ENCODERS = {"mlp": MlpEncoder, "conv": ConvEncoder}
-DECODERS = {"mlp": MlpDecoder, "conv": ConvDecoder}
+ENCODERS: dict[str, type[MlpEncoder | ConvEncoder]] = {"mlp": MlpEncoder, "conv": ConvEncoder}
+DECODERS: dict[str, type[MlpDecoder | ConvDecoder]] = {"mlp": MlpDecoder, "conv": ConvDecoder}
 
 
 class VAE(nn.Module):
     """A variational autoencoder of 28x28 images (Kingma & Welling 2014)."""
+
+    encode: MlpEncoder | ConvEncoder
+    decode: MlpDecoder | ConvDecoder
+    prior: Prior
 
     def __init__(self, config: Model) -> None:
         super().__init__()
@@ -149,7 +153,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> VAE:
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
             config = Model.model_validate_json((file.metadata() or {})["model"])
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: no mapping
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
         model = VAE(config).to(device)
         model.load_state_dict(weights)
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:

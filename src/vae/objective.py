@@ -1,6 +1,7 @@
 """Log-densities and bounds, each per image and in nats. Shapes: B images or samples, P pixels, D latents."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,13 +20,13 @@ class _BernoulliLogProb(torch.autograd.Function):
     """sum_p x l - softplus(l), whose gradient in l is x - sigmoid(l): one pass back where autograd would take six."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, logits: Tensor) -> Tensor:  # type: ignore[no-untyped-def,override]
+    def forward(ctx: Any, x: Tensor, logits: Tensor) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(x, logits)
         logits = logits.to(x.dtype)
         return (x * logits - softplus(logits)).sum(dim=-1)  # pixels
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def,override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
         x, logits = ctx.saved_tensors
         return None, ((x - torch.sigmoid(logits)) * grad[..., None]).to(logits.dtype)
 

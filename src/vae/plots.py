@@ -1,10 +1,15 @@
 """Arrays to pictures. Grids of digits are PNGs of their own pixels; charts are drawn by matplotlib."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SIDE = 28
 SCALE = 2  # screen pixels a side for each pixel of a digit
@@ -38,12 +43,12 @@ def interleave(*rows: NDArray) -> NDArray:
     return np.concatenate(rows)
 
 
-def _save_figure(figure, path: Path) -> None:  # type: ignore[no-untyped-def]
+def _save_figure(figure: "Figure", path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, metadata={"Software": None})  # the version would change the bytes
 
 
-def _axes(width: float, height: float):  # type: ignore[no-untyped-def]
+def _axes(width: float, height: float) -> "tuple[Figure, Axes]":
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second that only charts need
     from matplotlib.figure import Figure
 
@@ -70,7 +75,7 @@ def save_latent_space(path: Path, mu: NDArray, labels: NDArray) -> None:
     """The aggregate posterior's means on their two principal components, coloured by digit. (N, D), (N,)."""
     points, share = principal_components(mu)
     figure, axes = _axes(6.4, 5.2)
-    scatter = axes.scatter(*points.T, c=labels, cmap="tab10", vmin=-0.5, vmax=9.5, s=3, linewidths=0)
+    scatter = axes.scatter(points[:, 0], points[:, 1], c=labels, cmap="tab10", vmin=-0.5, vmax=9.5, s=3, linewidths=0)
     figure.colorbar(scatter, ticks=range(10), label="class")
     axes.set_title("Posterior means of the test images")
     axes.set_xlabel(f"first principal component ({share[0]:.0%} of the variance)")

@@ -85,8 +85,8 @@ class Flow(nn.Module):
             for _ in range(config.flow_couplings)
         )
         for coupling in self.couplings:  # start at the identity: p(z) = N(0, I)
-            nn.init.zeros_(coupling[-1].weight)
-            nn.init.zeros_(coupling[-1].bias)
+            for parameter in list(coupling.parameters())[-2:]:  # the last layer's weight and bias
+                nn.init.zeros_(parameter)
 
     def _scale_shift(self, coupling: nn.Module, a: Tensor) -> tuple[Tensor, Tensor]:
         s, t = at_least_float32(coupling(a)).chunk(2, dim=-1)
@@ -117,4 +117,5 @@ class Flow(nn.Module):
         return z
 
 
-PRIORS = {"standard-normal": StandardNormal, "mixture": Mixture, "flow": Flow}
+Prior = StandardNormal | Mixture | Flow
+PRIORS: dict[str, type[Prior]] = {"standard-normal": StandardNormal, "mixture": Mixture, "flow": Flow}

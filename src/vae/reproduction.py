@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -47,6 +48,7 @@ def rerun(folder: Path) -> None:
 
 def _numbers(path: Path) -> np.ndarray:
     """All numbers of a JSON, CSV, PNG, NPZ or safetensors file in one row."""
+    values: Any
     match path.suffix:
         case ".json":
             values = [value for value in json.loads(path.read_text()).values() if not isinstance(value, str)]

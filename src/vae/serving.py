@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from vae import data, model
 
 MOST = 1000  # digits in one request
+Result = dict[str, list[list[float]]]  # arrays by name
 NEEDS = {"generate": {"n", "seed"}, "reconstruct": {"images"}, "encode": {"images"}, "decode": {"latents"}}
 
 
@@ -63,11 +64,11 @@ class Digits(PythonModel):
         self.vae = model.load(Path(context.artifacts["model"]))
 
     @torch.no_grad()
-    def predict(self, model_input: list[Request]) -> list[dict[str, list[list[float]]]]:
+    def predict(self, model_input: list[Request]) -> list[Result]:  # type: ignore[override]
         """`generate` and `decode` and `reconstruct` give images (N, 784), `encode` gives mu and logvar (N, D)."""
         return [self._answer(request) for request in model_input]
 
-    def _answer(self, request: Request) -> dict[str, list[list[float]]]:
+    def _answer(self, request: Request) -> Result:
         match request.task:
             case "generate":
                 generator = torch.Generator().manual_seed(request.seed or 0)
@@ -76,11 +77,11 @@ class Digits(PythonModel):
                 return self._decode(self._latents(request.latents or []))
             case "reconstruct":
                 return self._decode(self.vae.encode(torch.tensor(request.images))[0])
-            case "encode":
+            case _:
                 mu, logvar = self.vae.encode(torch.tensor(request.images))
                 return {"mu": mu.tolist(), "logvar": logvar.tolist()}
 
-    def _decode(self, z: torch.Tensor) -> dict[str, list[list[float]]]:
+    def _decode(self, z: torch.Tensor) -> Result:
         return {"images": torch.sigmoid(self.vae.decode(z)).tolist()}
 
     def _latents(self, latents: list[list[float]]) -> torch.Tensor:

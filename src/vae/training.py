@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +103,7 @@ class Fit:
     @property
     def fitted(self) -> VAE:
         """The model to validate and to keep: the averaged weights where there are any."""
-        return self.average.module if self.average else self.model
+        return cast(VAE, self.average.module) if self.average else self.model
 
     def state_dict(self) -> dict[str, Any]:
         return {
