@@ -237,13 +237,13 @@ def test_averaged_weights(start):
     """With ema_decay, what is kept is the exponential average of the weights after each step; without, the last."""
     fit, *images = start(epochs=1, ema_decay=0.5)
     history: list[torch.Tensor] = []
-    step = fit.optimizer.step
+    step = fit.optimizers[0][0].step
 
     def watched() -> None:
         step()
         history.append(fit.model.decode.layers[-1].bias.detach().clone())
 
-    fit.optimizer.step = watched
+    fit.optimizers[0][0].step = watched
     run((fit, *images))
     average = history[0]
     for weights in history[1:]:
@@ -262,13 +262,13 @@ def test_gradients_are_clipped(start):
     def norms(**train: object) -> list[float]:
         fit, *images = start(epochs=1, **train)
         found: list[float] = []
-        step = fit.optimizer.step
+        step = fit.optimizers[0][0].step
 
         def watched() -> None:
             found.append(torch.stack([p.grad.norm() for p in fit.model.parameters()]).norm().item())
             step()
 
-        fit.optimizer.step = watched
+        fit.optimizers[0][0].step = watched
         run((fit, *images))
         return found
 
@@ -290,20 +290,20 @@ def test_divergence_is_an_error(start, schedule):
 def test_learning_rate_warms_up(small):
     """It rises linearly to the configured rate in warmup_steps, and then stays."""
     config = small(train={"schedule": "constant", "learning_rate": 0.1, "warmup_steps": 4}).train
-    rates = [training.learning_rate(config, 0.0, step) for step in range(6)]
+    rates = [config.learning_rate * training.rate_factor(config, 0.0, step) for step in range(6)]
     assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1], rel=1e-12)
 
 
 def test_constant_schedule_is_constant(small):
     """Without a warm-up it is the configured rate at every step."""
     config = small(train={"schedule": "constant", "learning_rate": 0.1, "warmup_steps": 0}).train
-    assert {training.learning_rate(config, step / 100, step) for step in range(101)} == {0.1}
+    assert {config.learning_rate * training.rate_factor(config, step / 100, step) for step in range(101)} == {0.1}
 
 
 def test_cosine_schedule_is_half_a_cosine(small):
     """From the rate to zero, half of it half way, falling all the time."""
     config = small(train={"schedule": "cosine", "learning_rate": 0.1, "warmup_steps": 0}).train
-    rates = [training.learning_rate(config, step / 100, step) for step in range(101)]
+    rates = [config.learning_rate * training.rate_factor(config, step / 100, step) for step in range(101)]
     assert [rates[0], rates[50], rates[100]] == pytest.approx([0.1, 0.05, 0], abs=1e-12)
     assert rates[25] == pytest.approx(0.05 * (1 + math.sqrt(0.5)), rel=1e-12)
     assert all(later < earlier for earlier, later in pairwise(rates))
@@ -313,15 +313,15 @@ def test_rates_as_applied(start):
     """The optimizer's rate at each step is the schedule over all steps of all epochs; the record has the last."""
     fit, *images = start(epochs=2, schedule="cosine", learning_rate=0.01, warmup_steps=3)
     applied: list[float] = []
-    step = fit.optimizer.step
+    step = fit.optimizers[0][0].step
 
     def watched() -> None:
-        applied.append(float(fit.optimizer.param_groups[0]["lr"]))
+        applied.append(float(fit.optimizers[0][0].param_groups[0]["lr"]))
         step()
 
-    fit.optimizer.step = watched
+    fit.optimizers[0][0].step = watched
     records = run((fit, *images))
-    expected = [training.learning_rate(fit.config, step / 10, step) for step in range(10)]
+    expected = [fit.config.learning_rate * training.rate_factor(fit.config, step / 10, step) for step in range(10)]
     assert applied == pytest.approx(expected, rel=1e-9)
     assert [record.lr for record in records] == pytest.approx([expected[4], expected[9]], rel=1e-9)
 

@@ -47,7 +47,9 @@ class Train(Section):
     initial_bias: Literal["default", "data-mean"]
     epochs: Count
     batch_size: Count
+    optimizer: Literal["adam", "muon"]
     learning_rate: Positive
+    muon_learning_rate: Positive
     schedule: Literal["constant", "cosine"]
     warmup_steps: Annotated[int, Field(ge=0)]
     kl_warmup_epochs: NonNegative

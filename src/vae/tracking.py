@@ -131,6 +131,11 @@ class Store:
             )
         return tags
 
+    def training_seconds(self, run_id: str) -> float:
+        """What the epochs of a run's training took, each counted once. Zero where none was followed live."""
+        points = self.client.get_metric_history(run_id, "epoch_seconds")
+        return sum({point.step: point.value for point in points}.values())
+
     def download(self, run_id: str, path: str, folder: Path) -> Path:
         """Copies a run's artifacts below `path` into `folder`."""
         return Path(self.client.download_artifacts(run_id, path, str(folder)))

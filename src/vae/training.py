@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from vae import data, objective
 from vae.errors import InputError
 from vae.model import VAE
+from vae.muon import Muon
 from vae.params import Train
 
 COLUMNS = ("epoch", "train_neg_elbo_nats", "val_neg_elbo_nats", "rate_nats", "distortion_nats", "lr")
@@ -44,11 +45,22 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def learning_rate(config: Train, progress: float, step: int) -> float:
-    """The rate at `step`: a linear warm-up, then constant or a half cosine to zero (Loshchilov & Hutter 2017)."""
+def rate_factor(config: Train, progress: float, step: int) -> float:
+    """The share of the learning rates at `step`: a linear warm-up, then constant or a half cosine to zero
+    (Loshchilov & Hutter 2017)."""
     warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     decay = 0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1.0
-    return config.learning_rate * warmup * decay
+    return warmup * decay
+
+
+def build_optimizers(model: VAE, config: Train) -> list[tuple[torch.optim.Optimizer, float]]:
+    """The optimizers, each with its learning rate: Adam, and Muon for the convolutions where it is chosen."""
+    muon = config.optimizer == "muon"
+    convolutions = [p for p in model.parameters() if p.ndim == 4 and muon]
+    others = [p for p in model.parameters() if p.ndim != 4 or not muon]
+    adam = torch.optim.Adam(others, lr=config.learning_rate, fused=True)
+    built: list[tuple[torch.optim.Optimizer, float]] = [(adam, config.learning_rate)]
+    return built + ([(Muon(convolutions, config.muon_learning_rate), config.muon_learning_rate)] if convolutions else [])
 
 
 def kl_weight(config: Train, epoch: float) -> float:
@@ -88,7 +100,7 @@ class Fit:
     def __init__(self, model: VAE, config: Train) -> None:
         self.model = model
         self.config = config
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
+        self.optimizers = build_optimizers(model, config)
         decay = config.ema_decay
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
         self.generator = torch.Generator(next(model.parameters()).device).manual_seed(config.seed)
@@ -109,7 +121,7 @@ class Fit:
         return {
             "epoch": self.epoch,
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer, _ in self.optimizers],
             "average": self.average.state_dict() if self.average else {},
             "generator": self.generator.get_state(),
         }
@@ -117,7 +129,8 @@ class Fit:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epoch = state["epoch"]
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for (optimizer, _), saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         if self.average:
             self.average.load_state_dict(state["average"])
         self.generator.set_state(state["generator"].cpu())
@@ -127,11 +140,12 @@ class Fit:
         with self.precision:
             rate, distortion = objective.elbo_terms(self.model, x, self.generator)
         rate, distortion = rate.mean(), distortion.mean()  # images
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         (beta * rate + distortion).backward()
         if self.config.gradient_clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
-        self.optimizer.step()
+        for optimizer, _ in self.optimizers:
+            optimizer.step()
         if self.average:
             self.average.update_parameters(self.model)
         return rate.detach(), distortion.detach()
@@ -145,8 +159,9 @@ class Fit:
         self.model.train()
         for index, batch in enumerate(order.split(size)):
             step = self.epoch * steps + index
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(self.config, step / (self.config.epochs * steps), step)
+            factor = rate_factor(self.config, step / (self.config.epochs * steps), step)
+            for optimizer, rate in self.optimizers:
+                optimizer.param_groups[0]["lr"] = factor * rate
             x = inputs(train[batch], binarization, self.generator)
             rate, distortion = self._step(x, kl_weight(self.config, step / steps))
             totals += torch.stack([rate, distortion]) * len(batch)
@@ -155,7 +170,7 @@ class Fit:
         rate, distortion = (totals.double() / len(train)).tolist()
         with self.precision:
             val = validate(self.fitted, validation, binarization, self.config.seed)
-        return Record(self.epoch, rate + distortion, val, rate, distortion, self.optimizer.param_groups[0]["lr"])
+        return Record(self.epoch, rate + distortion, val, rate, distortion, factor * self.config.learning_rate)
 
 
 def fit(state: Fit, train: Tensor, validation: Tensor, binarization: str) -> Iterator[Record]:
