@@ -66,6 +66,22 @@ class Residual(nn.Module):
         return x + self.conv(F.relu(x))
 
 
+def fold(x: Tensor) -> Tensor:
+    """Moves each 2x2 square of pixels into the channels: (B, C, 2H, 2W) -> (B, H, W, 4C).
+
+    With a linear layer behind it this is a convolution of stride 2, at half the time of torch's own on a CPU.
+    """
+    x = x.permute(0, 2, 3, 1)  # (B, 2H, 2W, C)
+    x = x.unflatten(1, (-1, 2)).unflatten(3, (-1, 2))  # (B, H, 2, W, 2, C)
+    return x.transpose(2, 3).flatten(3)
+
+
+def unfold(x: Tensor) -> Tensor:
+    """The inverse of `fold`: (B, H, W, 4C) -> (B, C, 2H, 2W), channels last in memory."""
+    x = x.unflatten(3, (2, 2, -1)).transpose(2, 3)  # (B, H, 2, W, 2, C)
+    return x.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
+
+
 def residuals(channels: int, count: int) -> nn.Sequential:
     """That many residual blocks in a row."""
     return nn.Sequential(*(Residual(channels) for _ in range(count)))
@@ -79,18 +95,17 @@ class ConvEncoder(nn.Module):
         wide, deep = config.channels
         self.enter = nn.Conv2d(4, wide, 3, padding=1)
         self.blocks14 = residuals(wide, config.blocks)
-        self.down = nn.Conv2d(4 * wide, deep, 1)
+        self.down = nn.Linear(4 * wide, deep)
         self.blocks7 = residuals(deep, config.blocks)
         self.leave = nn.Linear(49 * deep, 2 * config.latent_dim)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Shapes: x (B, P) in [0, 1] -> mu (B, D), logvar (B, D), both float32."""
-        x = F.pixel_unshuffle(x.view(-1, 1, SIDE, SIDE), 2).contiguous(
-            memory_format=torch.channels_last
-        )  # (B, 4, 14, 14)
+        x = fold(x.view(-1, 1, SIDE, SIDE)).permute(0, 3, 1, 2)  # (B, 4, 14, 14), channels last in memory
         x = self.blocks14(self.enter(x))  # (B, C, 14, 14)
-        x = self.blocks7(self.down(F.pixel_unshuffle(x, 2)))  # (B, C', 7, 7)
-        mu, logvar = at_least_float32(self.leave(F.relu(x).flatten(1))).chunk(2, dim=-1)
+        x = self.blocks7(self.down(fold(x)).permute(0, 3, 1, 2))  # (B, C', 7, 7)
+        x = F.relu(x).permute(0, 2, 3, 1).flatten(1)  # (B, 49 C')
+        mu, logvar = at_least_float32(self.leave(x)).chunk(2, dim=-1)
         return mu, logvar
 
 
@@ -102,7 +117,7 @@ class ConvDecoder(nn.Module):
         wide, self.deep = config.channels
         self.enter = nn.Linear(config.latent_dim, 49 * self.deep)
         self.blocks7 = residuals(self.deep, config.blocks)
-        self.up = nn.Conv2d(self.deep, 4 * wide, 1)
+        self.up = nn.Linear(self.deep, 4 * wide)
         self.blocks14 = residuals(wide, config.blocks)
         self.leave = nn.Conv2d(wide, 4, 3, padding=1, bias=False)
         self.bias = nn.Parameter(torch.zeros(PIXELS))  # of each pixel: convolutions do not know where they are
@@ -110,8 +125,9 @@ class ConvDecoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Shapes: z (..., D) -> logits (..., P)."""
         x = self.enter(z).view(-1, 7, 7, self.deep).permute(0, 3, 1, 2)  # (B, C', 7, 7), channels last in memory
-        x = F.pixel_shuffle(self.up(F.relu(self.blocks7(x))), 2)  # (B, C, 14, 14)
-        x = F.pixel_shuffle(self.leave(F.relu(self.blocks14(x))), 2)  # (B, 1, 28, 28)
+        x = F.relu(self.blocks7(x)).permute(0, 2, 3, 1)  # (B, 7, 7, C')
+        x = self.blocks14(unfold(self.up(x)))  # (B, C, 14, 14)
+        x = unfold(self.leave(F.relu(x)).permute(0, 2, 3, 1))  # (B, 1, 28, 28)
         return x.reshape(*z.shape[:-1], PIXELS) + self.bias.to(x.dtype)
 
 
