@@ -54,7 +54,7 @@ def main(params: Path, data_folder: Path, model_path: Path, curves: Path, valida
                 )
                 bar.update()
         write(curves, records)
-        chosen = {"val_neg_elbo_nats": float(f"{records[-1].val_neg_elbo_nats:.6g}")}  # what sweeps are sorted by
+        chosen = {"val_neg_elbo_nats": records[-1].val_neg_elbo_nats}  # what sweeps are sorted by
         validation_path.write_text(json.dumps(chosen, indent=2) + "\n")
         model.save(state.fitted, model_path)
         saved.finish(model_path)
@@ -69,7 +69,7 @@ def write(path: Path, records: list[training.Record]) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(training.COLUMNS)
-        writer.writerows([record.epoch, *(f"{value:.6g}" for value in astuple(record)[1:])] for record in records)
+        writer.writerows(map(astuple, records))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.pipeline
 ROOT = Path(__file__).parents[1]
 TINY = {
     "data": {"name": "digits", "validation": 300},
-    "model": {"latent_dim": 4},
+    "model": {"latent_dim": 4, "channels": [4, 8]},
     "train": {"epochs": 3, "batch_size": 128, "threads": 1},
     "evaluate": {"importance_samples": 4, "grey_samples": 2},
     "generate": {"rows": 3, "columns": 3, "interpolations": 2},
@@ -267,7 +267,7 @@ def wait_for(condition):
 
 
 def test_killed_training_ends_as_killed_resumes_and_gives_the_same_bits(project):
-    project.params(train={"epochs": 150, "seed": 11})
+    project.params(train={"epochs": 100, "seed": 11})
     before = project.runs()
     with train(project, "killed") as process:
         new = wait_for(lambda: project.runs().keys() - before.keys()).pop()

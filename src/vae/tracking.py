@@ -115,6 +115,12 @@ class Store:
             return []
         return [run for run in self.find(vae__training=note.read_text()) if run.info.status != "FINISHED"]
 
+    def discard_live(self, model_sha256: str) -> None:
+        """Deletes the open run of a training that came to a state which has its run already."""
+        for run in self.unfinished(model_sha256):
+            if run.info.status == "RUNNING":
+                self.client.delete_run(run.info.run_id)
+
     def run_tags(self, run_id: str, *needed: str) -> dict[str, str]:
         """The tags of a run.
 
@@ -343,6 +349,7 @@ def record(state: State, root: Path) -> str:
         for run in store.find(vae__key=key):
             if run.info.status == "FINISHED":
                 add_experiment(store, run)
+                store.discard_live(file_sha256(state.model))
                 return run.info.run_id
         return _write(store, state, config, key)
 

@@ -170,7 +170,8 @@ class Fit:
         rate, distortion = (totals.double() / len(train)).tolist()
         with self.precision:
             val = validate(self.fitted, validation, binarization, self.config.seed)
-        return Record(self.epoch, rate + distortion, val, rate, distortion, factor * self.config.learning_rate)
+        values = (rate + distortion, val, rate, distortion, factor * self.config.learning_rate)
+        return Record(self.epoch, *(float(f"{value:.6g}") for value in values))  # the same in the file and in MLflow
 
 
 def fit(state: Fit, train: Tensor, validation: Tensor, binarization: str) -> Iterator[Record]:
