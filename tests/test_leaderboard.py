@@ -21,7 +21,10 @@ EVALUATION = {
 
 
 def test_row_and_table():
-    rows = {"b": leaderboard.row("b", EVALUATION, 90), "a": leaderboard.row("a", EVALUATION | {"nll_iw_nats": 84.0}, 30)}
+    rows = {
+        "b": leaderboard.row("b", EVALUATION, 90),
+        "a": leaderboard.row("a", EVALUATION | {"nll_iw_nats": 84.0}, 30),
+    }
     lines = leaderboard.table(rows).splitlines()
     assert lines[2].startswith("| `a` | 0.50 | 84.00 ± 0.21 (K=50) |")
     assert lines[3] == "| `b` | 1.50 | 85.00 ± 0.21 (K=50) | 90.13 ± 0.25 | 25.0 + 65.1 | 91.50 | 20 |"

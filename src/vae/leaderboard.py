@@ -38,11 +38,12 @@ def row(recipe: str, evaluation: dict[str, Any], seconds: float) -> dict[str, st
 def table(rows: dict[str, dict[str, str]]) -> str:
     """The rows as a Markdown table, the best bound first."""
     lines = [
-        "| recipe | training, minutes | NLL bound, nats (K) | neg-ELBO, nats | rate + distortion | grey neg-ELBO | active |",
+        "| recipe | training, minutes | NLL bound (K) | neg-ELBO | rate + distortion | grey neg-ELBO | active latents |",
         "|---|---|---|---|---|---|---|",
     ]
     for item in sorted(rows.values(), key=lambda item: float(item["nll_iw_nats"])):
-        bound = f"{float(item['nll_iw_nats']):.2f} ± {float(item['nll_iw_nats_stderr']):.2f} (K={item['importance_samples']})"
+        bound = f"{float(item['nll_iw_nats']):.2f} ± {float(item['nll_iw_nats_stderr']):.2f}"
+        bound += f" (K={item['importance_samples']})"
         elbo = f"{float(item['neg_elbo_nats']):.2f} ± {float(item['neg_elbo_nats_stderr']):.2f}"
         parts = f"{float(item['rate_nats']):.1f} + {float(item['distortion_nats']):.1f}"
         grey = f"{float(item['neg_elbo_grey_nats']):.2f}"

@@ -77,6 +77,7 @@ def follow(params: Path, root: Path, key: str) -> Iterator[Run]:
 
 def observe(params: Path, root: Path, key: str) -> None:
     """The observing side: reads records from stdin until it closes, and writes them to the store."""
+    os.nice(19)  # the training has the cores first
     for name in (signal.SIGINT, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")

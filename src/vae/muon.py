@@ -61,7 +61,9 @@ def directions(updates: list[Tensor]) -> list[Tensor]:
     result = list(updates)
     for indices in sizes.values():
         rows, columns = (max(wide[index].shape[side] for index in indices) for side in (0, 1))
-        padded = torch.stack([F.pad(wide[i], (0, columns - wide[i].shape[1], 0, rows - wide[i].shape[0])) for i in indices])
+        padded = torch.stack(
+            [F.pad(wide[i], (0, columns - wide[i].shape[1], 0, rows - wide[i].shape[0])) for i in indices]
+        )
         for index, matrix in zip(indices, orthogonalize(padded), strict=True):
             matrix = matrix[: wide[index].shape[0], : wide[index].shape[1]]
             out, inputs = updates[index].flatten(1).shape

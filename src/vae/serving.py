@@ -6,13 +6,14 @@ MLflow loads this file as code and the weights as safetensors; no pickle is exec
 import math
 from pathlib import Path
 
-import torch
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from vae import data, model
+from vae.data import PIXELS
+from vae.errors import InputError
+from vae.inference import Inference
 
 MOST = 1000  # digits in one request
 Result = dict[str, list[list[float]]]  # arrays by name
@@ -49,8 +50,8 @@ class Request(BaseModel):
         if rows is not None and not 1 <= len(rows) <= MOST:
             raise ValueError(f"from 1 to {MOST} rows in one request, got {len(rows)}")
         for image in self.images or []:
-            if len(image) != data.PIXELS or not all(0 <= grey <= 1 for grey in image):  # NaN fails too
-                raise ValueError(f"images: {data.PIXELS} finite values in [0, 1] each")
+            if len(image) != PIXELS or not all(0 <= grey <= 1 for grey in image):  # NaN fails too
+                raise ValueError(f"images: {PIXELS} finite values in [0, 1] each")
         if not all(math.isfinite(value) for latent in self.latents or [] for value in latent):
             raise ValueError("latents: every value must be finite")
         return self
@@ -61,34 +62,26 @@ class Digits(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Reads the weights, once."""
-        self.vae = model.load(Path(context.artifacts["model"]))
+        self.model = Inference(Path(context.artifacts["model"]))
 
-    @torch.no_grad()
     def predict(self, model_input: list[Request]) -> list[Result]:  # type: ignore[override]
         """`generate` and `decode` and `reconstruct` give images (N, 784), `encode` gives mu and logvar (N, D)."""
-        return [self._answer(request) for request in model_input]
+        try:
+            return [self._answer(request) for request in model_input]
+        except InputError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from error
 
     def _answer(self, request: Request) -> Result:
-        match request.task:
-            case "generate":
-                generator = torch.Generator().manual_seed(request.seed or 0)
-                return self._decode(self.vae.prior.sample(request.n or 1, generator))
-            case "decode":
-                return self._decode(self._latents(request.latents or []))
-            case "reconstruct":
-                return self._decode(self.vae.encode(torch.tensor(request.images))[0])
+        match request:
+            case Request(task="generate", n=int(n), seed=int(seed)):
+                return {"images": self.model.generate(n, seed)}
+            case Request(task="decode", latents=list(latents)):
+                return {"images": self.model.decode(latents)}
+            case Request(task="reconstruct", images=list(images)):
+                return {"images": self.model.reconstruct(images)}
             case _:
-                mu, logvar = self.vae.encode(torch.tensor(request.images))
-                return {"mu": mu.tolist(), "logvar": logvar.tolist()}
-
-    def _decode(self, z: torch.Tensor) -> Result:
-        return {"images": torch.sigmoid(self.vae.decode(z)).tolist()}
-
-    def _latents(self, latents: list[list[float]]) -> torch.Tensor:
-        dimension = self.vae.config.latent_dim
-        if wrong := [len(latent) for latent in latents if len(latent) != dimension]:
-            raise MlflowException.invalid_parameter_value(f"latents have {dimension} values each, got {wrong[0]}")
-        return torch.tensor(latents)
+                mu, logvar = self.model.encode(request.images or [])
+                return {"mu": mu, "logvar": logvar}
 
 
 set_model(Digits())

@@ -60,7 +60,9 @@ def build_optimizers(model: VAE, config: Train) -> list[tuple[torch.optim.Optimi
     others = [p for p in model.parameters() if p.ndim != 4 or not muon]
     adam = torch.optim.Adam(others, lr=config.learning_rate, fused=True)
     built: list[tuple[torch.optim.Optimizer, float]] = [(adam, config.learning_rate)]
-    return built + ([(Muon(convolutions, config.muon_learning_rate), config.muon_learning_rate)] if convolutions else [])
+    return built + (
+        [(Muon(convolutions, config.muon_learning_rate), config.muon_learning_rate)] if convolutions else []
+    )
 
 
 def kl_weight(config: Train, epoch: float) -> float:
