@@ -38,7 +38,7 @@ def row(recipe: str, evaluation: dict[str, Any], seconds: float) -> dict[str, st
 def table(rows: dict[str, dict[str, str]]) -> str:
     """The rows as a Markdown table, the best bound first."""
     lines = [
-        "| recipe | training, minutes | NLL bound (K) | neg-ELBO | rate + distortion | grey neg-ELBO | active latents |",
+        "| recipe | train, minutes | NLL bound (K) | neg-ELBO | rate + distortion | grey neg-ELBO | active latents |",
         "|---|---|---|---|---|---|---|",
     ]
     for item in sorted(rows.values(), key=lambda item: float(item["nll_iw_nats"])):

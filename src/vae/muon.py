@@ -46,14 +46,15 @@ class Muon(torch.optim.Optimizer):
             momenta = [self.state[p]["momentum"] for p in params]
             grads = [p.grad for p in params]
             torch._foreach_lerp_(momenta, grads, 1 - MOMENTUM)
-            updates = torch._foreach_lerp(grads, momenta, MOMENTUM)  # Nesterov
+            updates = list(torch._foreach_lerp(grads, momenta, MOMENTUM))  # Nesterov
             for p, update in zip(params, directions(updates), strict=True):
                 p.add_(update, alpha=-group["lr"])
 
 
 def directions(updates: list[Tensor]) -> list[Tensor]:
     """Orthogonalizes tensors of any shapes of two or more dimensions, those of like sizes together."""
-    wide, sizes = [], {}
+    wide: list[Tensor] = []
+    sizes: dict[int, list[int]] = {}  # which tensors go together, by a power of 4 of their columns
     for index, update in enumerate(updates):
         matrix = update.flatten(1)
         wide.append(matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T)

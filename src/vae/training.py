@@ -165,8 +165,8 @@ class Fit:
             for optimizer, rate in self.optimizers:
                 optimizer.param_groups[0]["lr"] = factor * rate
             x = inputs(train[batch], binarization, self.generator)
-            rate, distortion = self._step(x, kl_weight(self.config, step / steps))
-            totals += torch.stack([rate, distortion]) * len(batch)
+            terms = self._step(x, kl_weight(self.config, step / steps))
+            totals += torch.stack(terms) * len(batch)
         self.epoch += 1
         self.model.eval()
         rate, distortion = (totals.double() / len(train)).tolist()
