@@ -1,17 +1,21 @@
 """The real dvc and the real mlflow, on a copy of this repository with a tiny model on the bundled digits."""
 
+import contextlib
 import csv
 import hashlib
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import requests
 import yaml
 from mlflow import MlflowClient
 
@@ -414,6 +418,72 @@ def test_links_and_doctor(project):
     orphan = project.script("doctor", *result, check=False)
     assert orphan.returncode == 1
     assert f"make reproduce RUN={again.info.run_id}" in orphan.stdout
+
+
+def test_model_is_served_and_outlives_bad_requests(project):
+    """`mlflow models serve` in a process of its own: every task, 400 for what is wrong, and no pickle in the model."""
+    run = project.recorded()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = ["mlflow", "models", "serve", "-m", f"runs:/{run}/model", "--env-manager", "local", "-p", str(port)]
+    environment = project.environment | {"MLFLOW_TRACKING_URI": f"sqlite:///{project.folder / 'mlflow.db'}"}
+    server = subprocess.Popen(
+        command,
+        cwd="/",  # the model must not lean on the repository
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+    def post(*requests_):
+        url = f"http://127.0.0.1:{port}/invocations"
+        return requests.post(url, json={"inputs": list(requests_)}, timeout=60)
+
+    def up():
+        with contextlib.suppress(requests.ConnectionError):
+            return requests.get(f"http://127.0.0.1:{port}/ping", timeout=60).ok
+
+    try:
+        wait_for(up)
+        first = post({"task": "generate", "n": 2, "seed": 3})
+        assert first.status_code == 200
+        images = first.json()["predictions"][0]["images"]
+        assert [len(image) for image in images] == [784, 784]
+        encoded = post({"task": "encode", "images": images}).json()["predictions"][0]
+        assert [len(mu) for mu in encoded["mu"]] == [TINY["model"]["latent_dim"]] * 2
+        decoded = post({"task": "decode", "latents": encoded["mu"]}, {"task": "reconstruct", "images": images})
+        one, other = (np.array(item["images"]) for item in decoded.json()["predictions"])
+        np.testing.assert_allclose(one, other, atol=1e-4)
+        for wrong, reason in [
+            ({"task": "generate", "n": 10**9, "seed": 0}, "from 1 to 1000"),
+            ({"task": "encode", "images": [[0.5] * 783]}, "784"),
+            ({"task": "encode", "images": [["nan"] * 784]}, "finite"),
+            ({"task": "decode", "latents": [[0.0]]}, "values each"),
+            ({"task": "paint"}, "must be one of"),
+        ]:
+            answer = post(wrong)
+            assert 400 <= answer.status_code < 500, answer.text
+            assert reason in answer.text
+        assert post({"task": "generate", "n": 2, "seed": 3}).json() == first.json()  # it lives on, and is seeded
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(60)
+    uri = project.client.get_run(run).outputs.model_outputs[0].model_id
+    stored = Path(project.client.get_logged_model(uri).artifact_location.removeprefix("file://"))
+    assert (stored / "MLmodel").is_file()
+    assert not [path for path in stored.rglob("*") if path.suffix in (".pkl", ".pickle", ".pt", ".bin")]
+
+
+def test_the_champion_is_the_best_on_the_validation_split(project):
+    client = project.client
+    name = "vae-digits"
+    versions = client.search_model_versions(f"name = '{name}'")
+    best = min(versions, key=lambda version: float(version.tags["val_neg_elbo_nats"]))
+    champion = client.get_model_version_by_alias(name, "champion")
+    assert len(versions) > 3
+    assert float(champion.tags["val_neg_elbo_nats"]) == float(best.tags["val_neg_elbo_nats"])
 
 
 def test_bad_input_is_one_line_that_names_the_thing(project):
