@@ -1,5 +1,9 @@
 """Stage `train`: fits the VAE, streams each epoch to MLflow while it runs, and resumes where it was killed."""
 
+from vae import live
+
+OBSERVER = live.start()  # before the imports below: torch and mlflow are then imported side by side
+
 import csv
 import json
 import os
@@ -10,7 +14,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from vae import checkpoint, command, data, live, model, training
+from vae import checkpoint, command, data, model, training
 from vae.params import Params, load
 
 
@@ -35,7 +39,7 @@ def main(params: Path, data_folder: Path, model_path: Path, curves: Path, valida
     sections = config.model_dump_json(include={"data", "model", "train"})
     key = checkpoint.training_key(sections, list(data_folder.iterdir()))
     root = Path(os.environ.get("DVC_ROOT", "."))
-    with checkpoint.checkpoint(root, key) as saved, live.follow(params, root, key) as run:
+    with checkpoint.checkpoint(root, key) as saved, live.follow(OBSERVER, params, root, key) as run:
         records = []
         if resumed := saved.load():
             state.load_state_dict(resumed["fit"])

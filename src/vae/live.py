@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vae.training import Record
+if TYPE_CHECKING:  # not at run time: this module is there before torch is
+    from vae.training import Record
 
 GRACE_SECONDS = 15  # that an ended training waits for its last records to be stored
 PIPE_BYTES = 1 << 20  # room for some five thousand epochs that a stalled store has not taken
@@ -35,7 +36,11 @@ class Run:
         with suppress(OSError):  # full, or the observer has gone
             os.write(self.pipe, json.dumps(message).encode() + b"\n")  # below 4096 bytes: whole or not at all
 
-    def log(self, record: Record, seconds: float) -> None:
+    def open(self, params: Path, root: Path, key: str) -> None:
+        """Names the training that is followed."""
+        self._send({"params": str(params), "root": str(root), "key": key})
+
+    def log(self, record: "Record", seconds: float) -> None:
         """One epoch, and the time it took."""
         self._send({"record": asdict(record), "seconds": seconds})
 
@@ -53,17 +58,24 @@ class Run:
             self.observer.kill()  # the store does not answer; its run is left to the track stage
 
 
+def start() -> subprocess.Popen[bytes]:
+    """Starts the observer process, which imports mlflow while this one imports torch.
+
+    It gets a session of its own: the signal that stops the training must not stop who reports it.
+    """
+    return subprocess.Popen([sys.executable, "-m", "vae.live"], stdin=subprocess.PIPE, start_new_session=True)
+
+
 @contextmanager
-def follow(params: Path, root: Path, key: str) -> Iterator[Run]:
-    """Opens the MLflow run of the training `key` in an observer process, and ends it as the block ends.
+def follow(observer: subprocess.Popen[bytes], params: Path, root: Path, key: str) -> Iterator[Run]:
+    """Has the observer open the MLflow run of the training `key`, and end it as the block ends.
 
     A training that was killed and started again goes on in its run.
     An error ends the run as FAILED, a signal as KILLED; where this process dies without a word, the observer finds
     its pipe closed and ends the run as KILLED.
     """
-    command = [sys.executable, "-m", "vae.live", str(params), str(root), key]
-    # A session of its own: the signal that stops the training must not stop who reports it.
-    run = Run(subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True))
+    run = Run(observer)
+    run.open(params, root, key)
     outcome = "FAILED"
     try:
         yield run
@@ -75,7 +87,7 @@ def follow(params: Path, root: Path, key: str) -> Iterator[Run]:
         run.close(outcome)
 
 
-def observe(params: Path, root: Path, key: str) -> None:
+def observe() -> None:
     """The observing side: reads records from stdin until it closes, and writes them to the store."""
     os.nice(19)  # the training has the cores first
     for name in (signal.SIGINT, signal.SIGHUP):
@@ -85,19 +97,21 @@ def observe(params: Path, root: Path, key: str) -> None:
     from vae import tracking  # here, because the sending side must not wait for mlflow's import
 
     try:
-        live = tracking.LiveRun(params, root, key)
-        outcome = "KILLED"
+        live, outcome = None, "KILLED"
         for line in sys.stdin:
             match json.loads(line):
-                case {"record": record, "seconds": seconds}:
+                case {"params": params, "root": root, "key": key}:
+                    live = tracking.LiveRun(Path(params), Path(root), key)
+                case {"record": record, "seconds": seconds} if live:
                     live.log(record, seconds)
                 case {"outcome": str(word)}:
                     outcome = word
-        live.end(outcome)
+        if live:
+            live.end(outcome)
     except Exception as error:  # noqa: BLE001 (whatever is wrong with the store, the training goes on)
         reason = " ".join(str(error).split())[:300]
         print(f"MLflow: not following live ({reason}); the track stage will record this run", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    observe(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    observe()
