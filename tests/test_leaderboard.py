@@ -43,8 +43,8 @@ def test_readme_shows_the_leaderboard(root):
 
 
 def test_leaderboard_has_the_published_run(root):
-    """The committed metrics/evaluation.json is the row of the recipe that params.yaml is."""
+    """The row of the recipe that params.yaml is has the committed model, scored with more samples."""
     evaluation = json.loads((root / "metrics/evaluation.json").read_text())
     published = leaderboard.read(root / "metrics/leaderboard.csv")["minute"]
-    assert float(published["neg_elbo_nats"]) == pytest.approx(evaluation["neg_elbo_nats"], abs=1e-3)
-    assert float(published["neg_elbo_grey_nats"]) == pytest.approx(evaluation["neg_elbo_grey_nats"], abs=1e-3)
+    assert float(published["neg_elbo_nats"]) == pytest.approx(evaluation["neg_elbo_nats"], abs=0.1)
+    assert float(published["neg_elbo_grey_nats"]) == pytest.approx(evaluation["neg_elbo_grey_nats"], abs=0.1)

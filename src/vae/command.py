@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -41,3 +42,6 @@ def run(main: Callable[..., None]) -> None:
         sys.exit(f"error: {error.filename}: {error.strerror}; make sure that it exists and can be written")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # all is written and closed; taking torch down in good order takes most of a second in each stage

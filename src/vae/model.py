@@ -88,13 +88,12 @@ def residuals(channels: int, count: int) -> nn.Sequential:
 
 
 class ConvEncoder(nn.Module):
-    """q(z|x) by residual blocks at 14x14 and 7x7; the resolution halves by folding 2x2 pixels into channels."""
+    """q(z|x) by residual blocks at 7x7; the resolution halves by folding 2x2 pixels into channels."""
 
     def __init__(self, config: Model) -> None:
         super().__init__()
         wide, deep = config.channels
         self.enter = nn.Conv2d(4, wide, 3, padding=1)
-        self.blocks14 = residuals(wide, config.blocks)
         self.down = nn.Linear(4 * wide, deep)
         self.blocks7 = residuals(deep, config.blocks)
         self.leave = nn.Linear(49 * deep, 2 * config.latent_dim)
@@ -102,7 +101,7 @@ class ConvEncoder(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Shapes: x (B, P) in [0, 1] -> mu (B, D), logvar (B, D), both float32."""
         x = fold(x.view(-1, 1, SIDE, SIDE)).permute(0, 3, 1, 2)  # (B, 4, 14, 14), channels last in memory
-        x = self.blocks14(self.enter(x))  # (B, C, 14, 14)
+        x = F.relu(self.enter(x))  # (B, C, 14, 14)
         x = self.blocks7(self.down(fold(x)).permute(0, 3, 1, 2))  # (B, C', 7, 7)
         x = F.relu(x).permute(0, 2, 3, 1).flatten(1)  # (B, 49 C')
         mu, logvar = at_least_float32(self.leave(x)).chunk(2, dim=-1)
