@@ -34,6 +34,8 @@ from vae.params import Params, leaves, load
 LOCK_SECONDS = 120
 PARAMS_AT_ONCE = 100  # MLflow's limit for one request
 METRICS_AT_ONCE = 1000
+FINAL_STEP = 0  # of test metrics and pictures: the UI lays runs side by side at equal steps
+SOURCE = "dvc.yaml"  # what the UI shows as the source of a run
 CHAMPION, CHAMPION_METRIC = "champion", "val_neg_elbo_nats"
 CURVE_NAMES = {"rate_nats": "train_rate_nats", "distortion_nats": "train_distortion_nats"}
 REQUIREMENTS = ("mlflow", "numpy", "pydantic", "pyyaml", "safetensors", "torch")  # of the model that is served
@@ -179,7 +181,7 @@ class LiveRun:
             self.run_id = unfinished[0].info.run_id
             self.store.client.update_run(self.run_id, status="RUNNING", name=name)
         else:
-            tags = {"vae.training": key}
+            tags = {"vae.training": key, "mlflow.source.name": SOURCE}
             self.run_id = self.store.client.create_run(
                 self.store.experiment.experiment_id, tags=tags, run_name=name
             ).info.run_id
@@ -266,6 +268,7 @@ def provenance(state: State, key: str, diff: str) -> dict[str, str]:
         "git.commit": commit,
         "git.dirty": str(bool(diff)).lower(),
         "mlflow.source.git.commit": commit,
+        "mlflow.source.name": SOURCE,
         "dvc.experiment": os.environ.get("DVC_EXP_NAME", ""),
         "dvc.baseline": os.environ.get("DVC_EXP_BASELINE_REV", ""),
     }
@@ -365,6 +368,22 @@ def add_experiment(store: Store, run: Run) -> None:
         store.set_tags(run.info.run_id, {"dvc.experiments": ",".join(sorted(experiment_names(run) | {name}))})
 
 
+def log_files(client: MlflowClient, run_id: str, state: State, diff: str) -> None:
+    """Logs the pictures, for the UI to compare and as files, and everything that a reproduction needs."""
+    for folder in (state.plots, state.samples):
+        client.log_artifacts(run_id, str(folder), folder.name)
+        for picture in sorted(folder.rglob("*.png")):
+            key = f"{folder.name}_{picture.stem}"  # the same in each run
+            client.log_image(run_id, Image.open(picture), key=key, step=FINAL_STEP, synchronous=True)
+    for path in (state.model, state.curves, state.evaluation):
+        client.log_artifact(run_id, str(path), path.parent.name)
+    for path in (state.params, Path("dvc.yaml"), Path("dvc.lock")):
+        if path.is_file():
+            client.log_artifact(run_id, str(path))
+    client.log_text(run_id, diff, "working-tree.diff")
+    client.log_dict(run_id, hashes(state), "hashes.json")
+
+
 def _write(store: Store, state: State, config: Params, key: str) -> str:
     """Completes the open run of this model's training, or writes a new one."""
     import mlflow
@@ -380,29 +399,15 @@ def _write(store: Store, state: State, config: Params, key: str) -> str:
         run_id = run.info.run_id
         client.update_run(run_id, name=name)
         curves = read_curves(state.curves)
-        epochs = curves[-1][0]
-        stored = {point.step for point in client.get_metric_history(run_id, "val_neg_elbo_nats")}
+        stored = {point.step for point in client.get_metric_history(run_id, CHAMPION_METRIC)}
         store.log_params(run_id, leaves(config))
         store.log_metrics(run_id, [row for row in curves if row[0] not in stored])
         evaluation = json.loads(state.evaluation.read_text())
-        store.log_metrics(
-            run_id, [(epochs, {name: float(value) for name, value in evaluation.items() if not isinstance(value, str)})]
-        )
+        final = {name: float(value) for name, value in evaluation.items() if not isinstance(value, str)}
+        store.log_metrics(run_id, [(FINAL_STEP, final)])
         client.log_inputs(run_id, [dataset_input(config.data.name, state.data)])
-        client.log_artifacts(run_id, str(state.samples), state.samples.name)
-        client.log_artifacts(run_id, str(state.plots), state.plots.name)
-        for picture in sorted([*state.plots.rglob("*.png"), *state.samples.rglob("*.png")]):
-            image_key = f"{picture.parent.name}_{picture.stem}"  # the same in each run, for the UI to compare
-            client.log_image(run_id, Image.open(picture), key=image_key, step=epochs, synchronous=True)
-        for path in (state.params, Path("dvc.yaml"), Path("dvc.lock")):
-            if path.is_file():
-                client.log_artifact(run_id, str(path))
-        for path in (state.model, state.curves, state.evaluation):
-            client.log_artifact(run_id, str(path), path.parent.name)
-        client.log_text(run_id, diff, "working-tree.diff")
-        uri = log_model(run_id, state)
-        client.log_dict(run_id, hashes(state), "hashes.json")
-        register(store, config, run_id, uri, curves[-1][1][CHAMPION_METRIC])
+        log_files(client, run_id, state, diff)
+        register(store, config, run_id, log_model(run_id, state), curves[-1][1][CHAMPION_METRIC])
         if "dvc.experiment" in tags:
             tags["dvc.experiments"] = tags["dvc.experiment"]
         store.set_tags(run_id, tags)  # last: the key marks a run that is whole
