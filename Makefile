@@ -1,6 +1,6 @@
 # Every target does its own set-up in .venv; there is nothing to install or to activate first.
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast lint ui setup which doctor reproduce
+.PHONY: help run test test-fast lint ui setup which doctor reproduce leaderboard
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 
@@ -46,6 +46,10 @@ which: setup  ## NAME=...: which run is this experiment, or which experiment is 
 
 doctor: setup  ## find runs and experiments that have lost each other; MEND=1 mends them
 	@python pipeline/doctor.py params.yaml metrics/mlflow.json $(if $(MEND),--mend)
+
+leaderboard: setup  ## RECIPE=...: put the present results into metrics/leaderboard.csv and the README
+	@python pipeline/leaderboard.py params.yaml metrics/evaluation.json metrics/mlflow.json \
+	  metrics/leaderboard.csv README.md "$(RECIPE)"
 
 reproduce: setup  ## RUN=...: run a recorded MLflow run again from scratch, and compare every file
 	@python pipeline/reproduce.py params.yaml "$(RUN)"

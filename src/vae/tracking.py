@@ -140,9 +140,16 @@ class Store:
         return tags
 
     def training_seconds(self, run_id: str) -> float:
-        """What the epochs of a run's training took, each counted once. Zero where none was followed live."""
-        points = self.client.get_metric_history(run_id, "epoch_seconds")
-        return sum({point.step: point.value for point in points}.values())
+        """What the epochs of a model took, each counted once, from the run that followed its training live.
+
+        Raises:
+            InputError: no run of this model did; the times are known to no one.
+        """
+        model = self.run_tags(run_id, "vae.model_sha256")["vae.model_sha256"]
+        for run in self.find(vae__model_sha256=model):
+            if points := self.client.get_metric_history(run.info.run_id, "epoch_seconds"):
+                return sum({point.step: point.value for point in points}.values())
+        raise InputError(f"run {run_id}: no run in {self.uri} followed the training of its model")
 
     def download(self, run_id: str, path: str, folder: Path) -> Path:
         """Copies a run's artifacts below `path` into `folder`."""
