@@ -39,7 +39,7 @@ lint: setup  ## format, lint and types
 
 ui: setup  ## the MLflow UI on the project's store
 	@echo "MLflow UI: http://127.0.0.1:$${PORT:-5000}"
-	@mlflow server --backend-store-uri "$(MLFLOW_TRACKING_URI)" --host 127.0.0.1 --port $${PORT:-5000} --workers 1
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --backend-store-uri "$(MLFLOW_TRACKING_URI)" --host 127.0.0.1 --port $${PORT:-5000} --workers 1
 
 which: setup  ## NAME=...: which run is this experiment, or which experiment is this run
 	@python pipeline/which.py params.yaml metrics/mlflow.json "$(NAME)"
