@@ -1,0 +1,91 @@
+"""What identifies a state, what separates a tree from its commit, where runs are kept. Whole runs: test_pipeline."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from vae import tracking
+from vae.errors import InputError
+
+
+@pytest.fixture
+def state(tmp_path, root):
+    shutil.copy(root / "params.yaml", tmp_path / "params.yaml")
+    for name in (
+        "data/images",
+        "models/vae",
+        "metrics/train.csv",
+        "metrics/evaluation.json",
+        "plots/a.png",
+        "samples/b.png",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    places = ("params.yaml", "data", "models/vae", "metrics/train.csv", "metrics/evaluation.json", "plots", "samples")
+    return tracking.State(*(tmp_path / place for place in places))
+
+
+def test_the_key_changes_with_every_file_and_param_and_with_nothing_else(state):
+    keys = {state.key()}
+    assert state.key() in keys
+    for path in (state.model, state.curves, state.evaluation, state.plots / "a.png", state.data / "images"):
+        path.write_text("changed")
+        assert state.key() not in keys
+        keys.add(state.key())
+    text = state.params.read_text()
+    state.params.write_text(f"# a comment\n{text}")
+    assert state.key() in keys
+    state.params.write_text(text.replace("experiment: vae", "experiment: other"))
+    assert state.key() in keys  # where it is recorded does not say what it is
+    state.params.write_text(text.replace("seed: 0", "seed: 1"))
+    assert state.key() not in keys
+
+
+def test_the_diff_has_changes_and_new_files_and_leaves_out_outputs(tmp_path, monkeypatch):
+    def git(*arguments):
+        subprocess.run(
+            ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments], cwd=tmp_path, check=True
+        )
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("code.py", "plots/old.png", "dvc.lock", ".gitignore"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("ignored\n")
+    git("init", "--quiet")
+    git("add", "--all")
+    git("commit", "--quiet", "--message", "base")
+    outputs = [Path("plots"), Path("metrics/train.csv")]
+    assert tracking.working_tree_diff(outputs) == ""
+    (tmp_path / "metrics").mkdir()
+    for name in ("plots/old.png", "plots/new.png", "dvc.lock", "metrics/mlflow.json", "ignored"):
+        (tmp_path / name).write_text("output\n")
+    assert tracking.working_tree_diff(outputs) == ""
+    (tmp_path / "code.py").write_text("changed\n")
+    (tmp_path / "new.py").write_text("new\n")
+    diff = tracking.working_tree_diff(outputs)
+    assert "+changed" in diff
+    assert "new.py" in diff
+    staged = subprocess.run(["git", "diff", "--cached", "--name-only"], cwd=tmp_path, capture_output=True, text=True)
+    assert staged.stdout == ""  # the user's index is as it was
+
+
+def test_the_store_is_in_the_main_repository_unless_named(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking.store_uri(tmp_path) == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert tracking.store_uri(tmp_path) == "http://127.0.0.1:5000"
+
+
+def test_a_store_that_cannot_be_opened_is_one_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (tmp_path / "mlflow.db").write_text("no database, but long enough to be taken for one " * 10)
+    with pytest.raises(InputError, match="MLFLOW_TRACKING_URI") as caught:
+        tracking.Store(tmp_path, "vae")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_training_rate_is_not_the_test_rate():
+    epoch, values = tracking.curve_point({"epoch": "2", "rate_nats": "20.5", "lr": "0.1"})
+    assert (epoch, values) == (2, {"train_rate_nats": 20.5, "lr": 0.1})
