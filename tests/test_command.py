@@ -11,6 +11,11 @@ import pytest
 from vae import command
 
 
+def heed_interrupts() -> None:
+    """A shell has its background jobs ignore SIGINT, and the test run may be one."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def script(tmp_path):
     """Starts a script whose `main` has a given body; its arguments are the paths `source` and `result`."""
@@ -31,7 +36,7 @@ def script(tmp_path):
         path.write_text("\n".join(lines))
         argv = [sys.executable, str(path), *arguments]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
-        return subprocess.Popen(argv, cwd=tmp_path, **pipes)
+        return subprocess.Popen(argv, cwd=tmp_path, preexec_fn=heed_interrupts, **pipes)
 
     return start
 
