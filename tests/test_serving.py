@@ -59,7 +59,7 @@ def test_encode_decode_and_reconstruct_agree(served):
 )
 def test_bad_requests_are_refused_with_a_reason(request_, word):
     with pytest.raises(ValueError) as caught:
-        Request(**request_)
+        serving.check(Request(**request_))
     assert word in str(caught.value)
 
 
