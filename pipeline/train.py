@@ -27,8 +27,11 @@ def build(params: Params, train: torch.Tensor) -> training.Fit:
     return training.Fit(fresh, params.train)
 
 
-def main(params: Path, data_folder: Path, model_path: Path, curves: Path, validation_path: Path) -> None:
+def main(params: Path, data_folder: Path, model_path: Path, curves: Path, validation_path: Path, run: Path) -> None:
     """Fits the VAE."""
+    # A training that runs opens a run, so the stage that completes it must run too, although in a fresh clone the
+    # results may be bit for bit those of the lock file.
+    run.unlink(missing_ok=True)
     config = load(params)
     device = training.choose_device(config.train.device)
     torch.set_num_threads(config.train.threads)
@@ -39,7 +42,7 @@ def main(params: Path, data_folder: Path, model_path: Path, curves: Path, valida
     sections = config.model_dump_json(include={"data", "model", "train"})
     key = checkpoint.training_key(sections, list(data_folder.iterdir()))
     root = Path(os.environ.get("DVC_ROOT", "."))
-    with checkpoint.checkpoint(root, key) as saved, live.follow(OBSERVER, params, root, key) as run:
+    with checkpoint.checkpoint(root, key) as saved, live.follow(OBSERVER, params, root, key) as live_run:
         records = []
         if resumed := saved.load():
             state.load_state_dict(resumed["fit"])
@@ -51,7 +54,7 @@ def main(params: Path, data_folder: Path, model_path: Path, curves: Path, valida
             for record in epochs:
                 records.append(record)
                 saved.save({"fit": state.state_dict(), "records": [astuple(row) for row in records]})
-                run.log(record, time.monotonic() - started)
+                live_run.log(record, time.monotonic() - started)
                 started = time.monotonic()
                 bar.set_postfix_str(
                     f"ELBO {-record.train_neg_elbo_nats:.2f}, validation {-record.val_neg_elbo_nats:.2f}"
@@ -62,7 +65,7 @@ def main(params: Path, data_folder: Path, model_path: Path, curves: Path, valida
         validation_path.write_text(json.dumps(chosen, indent=2) + "\n")
         model.save(state.fitted, model_path)
         saved.finish(model_path)
-        run.trained()
+        live_run.trained()
     last = records[-1]
     print(f"validation neg-ELBO {last.val_neg_elbo_nats:.2f} nats, training {last.train_neg_elbo_nats:.2f}")
 

@@ -49,6 +49,8 @@ def test_every_path_of_a_command_is_declared(stage):
     spec = STAGES[stage]
     listed = [*spec["deps"], *spec["outs"], *spec.get("metrics", [])]
     declared = {next(iter(item)) if isinstance(item, dict) else item for item in listed}
+    if stage == "train":
+        declared.add("metrics/mlflow.json")  # the output of `track`, which a new training makes void
     argv = [word for word in spec["cmd"].split() if "=" not in word][1:]
     assert argv[1] == "params.yaml"
     for word in [argv[0], *argv[2:]]:

@@ -170,6 +170,15 @@ def test_repro_with_nothing_to_do_is_quick_and_records_nothing(project):
     assert min(seconds) < 3  # one second on a quiet machine; the README has the measured figure
 
 
+def test_training_again_to_the_same_result_is_recorded_and_leaves_no_open_run(project):
+    """As in a fresh clone of a published state: the lock file already has these very results."""
+    before = project.runs()
+    project.dvc("repro", "--force", "--single-item", "train")
+    assert "Running stage 'track'" in project.dvc("repro").stdout
+    assert project.runs().keys() == before.keys() == {project.recorded()}
+    assert not project.run("git", "status", "--porcelain").stdout
+
+
 def test_evaluate_only_change_retrains_nothing_and_makes_one_new_whole_run(project):
     before, model = project.runs(), project.hashes()["models/vae.safetensors"]
     project.params(evaluate={"importance_samples": 8})
@@ -251,7 +260,14 @@ def test_workspace_temp_and_queued_experiments_come_to_the_same(project):
 
 def train(project, folder, **environment):
     """Starts the train stage alone, as DVC would, with its outputs in a folder of its own."""
-    arguments = ["params.yaml", "data", f"{folder}/vae.safetensors", f"{folder}/train.csv", f"{folder}/validation.json"]
+    arguments = [
+        "params.yaml",
+        "data",
+        f"{folder}/vae.safetensors",
+        f"{folder}/train.csv",
+        f"{folder}/validation.json",
+        f"{folder}/run.json",
+    ]
     environment = {"PYTHONPATH": "src", "DVC_ROOT": str(project.folder), **environment}
     return subprocess.Popen(
         ["python", "pipeline/train.py", *arguments],
