@@ -11,11 +11,12 @@ def main(params: Path, result: Path, name: str) -> None:
     """Prints the other side of an experiment's name, a run's name or a run's id."""
     store = tracking.Store(Path(), load(params).track.experiment)
     known = experiments.experiments(Path(), result)
-    runs = [
-        run for run in store.find() if name in (run.info.run_id, run.info.run_name, *tracking.experiment_names(run))
-    ]
     recorded = {item.run_id for item in known if item.name == name}
-    runs += [run for run in store.find() if run.info.run_id in recorded and run not in runs]
+    runs = [
+        run
+        for run in store.find()
+        if name in (run.info.run_id, run.info.run_name, *tracking.experiment_names(run)) or run.info.run_id in recorded
+    ]
     if not runs:
         raise InputError(
             f"{name}: neither a DVC experiment with a run nor an MLflow run; `make doctor` looks for orphans"

@@ -110,16 +110,18 @@ class Store:
         conditions = [f"tags.`{name.replace('__', '.')}` = '{value}'" for name, value in tags.items()]
         return list(self.client.search_runs([self.experiment.experiment_id], " and ".join(conditions)))
 
-    def unfinished(self, model_sha256: str) -> list[Run]:
-        """The open runs of the training that made this model, also where their observer was lost on the way."""
+    def unfinished(self, training: str) -> list[Run]:
+        """The runs of a training that are open, or that were ended before their time."""
+        return [run for run in self.find(vae__training=training) if run.info.status != "FINISHED"]
+
+    def unfinished_of(self, model_sha256: str) -> list[Run]:
+        """The same for the training that made this model, also where its observer was lost on the way."""
         note = self.root / ".checkpoints" / f"{model_sha256}.training"
-        if not note.is_file():
-            return []
-        return [run for run in self.find(vae__training=note.read_text()) if run.info.status != "FINISHED"]
+        return self.unfinished(note.read_text()) if note.is_file() else []
 
     def discard_live(self, model_sha256: str) -> None:
         """Deletes the open run of a training that came to a state which has its run already."""
-        for run in self.unfinished(model_sha256):
+        for run in self.unfinished_of(model_sha256):
             if run.info.status == "RUNNING":
                 self.client.delete_run(run.info.run_id)
 
@@ -176,6 +178,11 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def files_below(root: Path) -> list[Path]:
+    """The files of a folder, or the one file that `root` is, in order."""
+    return [path for path in (sorted(root.rglob("*")) if root.is_dir() else [root]) if path.is_file()]
+
+
 class LiveRun:
     """The run of a training while it goes on. It stays open for the track stage when the training ends well."""
 
@@ -183,8 +190,7 @@ class LiveRun:
         config = load(params)
         self.store = Store(root, config.track.experiment)
         name = os.environ.get("DVC_EXP_NAME") or f"train-{key[:7]}"
-        unfinished = [run for run in self.store.find(vae__training=key) if run.info.status != "FINISHED"]
-        if unfinished:  # killed, and started again
+        if unfinished := self.store.unfinished(key):  # killed, and started again
             self.run_id = unfinished[0].info.run_id
             self.store.client.update_run(self.run_id, status="RUNNING", name=name)
         else:
@@ -223,9 +229,8 @@ class State:
         """The hash of all content: the same state has the same key on any machine."""
         digest = hashlib.sha256(load(self.params).model_dump_json(exclude={"track"}).encode())
         for root in (self.data, *self.outputs()):
-            for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
-                if path.is_file():
-                    digest.update(f"{path.relative_to(root)} {file_sha256(path)}\n".encode())
+            for path in files_below(root):
+                digest.update(f"{path.relative_to(root)} {file_sha256(path)}\n".encode())
         return digest.hexdigest()
 
 
@@ -318,8 +323,7 @@ def log_model(run_id: str, state: State) -> str:
 
 def hashes(state: State) -> dict[str, str]:
     """The SHA-256 of every file of this state that a reproduction must come to."""
-    files = (path for root in state.outputs() for path in (sorted(root.rglob("*")) if root.is_dir() else [root]))
-    return {str(path): file_sha256(path) for path in files if path.is_file()}
+    return {str(path): file_sha256(path) for root in state.outputs() for path in files_below(root)}
 
 
 def register(store: Store, config: Params, run_id: str, uri: str, value: float) -> None:
@@ -398,7 +402,7 @@ def _write(store: Store, state: State, config: Params, key: str) -> str:
     client, diff = store.client, working_tree_diff(state.outputs())
     tags = provenance(state, key, diff)
     name = os.environ.get("DVC_EXP_NAME") or f"{config.data.name}-{key[:7]}"
-    live = store.unfinished(tags["vae.model_sha256"])
+    live = store.unfinished_of(tags["vae.model_sha256"])
     mlflow.set_tracking_uri(store.uri)
     with mlflow.start_run(
         run_id=live[0].info.run_id if live else None, experiment_id=store.experiment.experiment_id, run_name=name
