@@ -1,12 +1,15 @@
 """Stage `evaluate`: the bounds on the test split, and pictures of what the model has learned."""
 
+from vae import command
+
+# isort: split
 import json
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from vae import command, data, metrics, model, plots, training
+from vae import data, device, metrics, model, plots
 from vae.params import load
 
 EXAMPLES = 12  # originals over reconstructions
@@ -17,14 +20,13 @@ STEPS = 11  # of a traversal, from -3 to 3 deviations
 def main(params: Path, data_folder: Path, model_path: Path, result: Path, pictures: Path) -> None:
     """Evaluates the model on the test images."""
     config = load(params)
-    device = training.choose_device(config.train.device)
+    place = device.choose(config.train.device)
     torch.set_num_threads(config.train.threads)
-    vae = model.load(model_path, device)
+    vae = model.load(model_path, place)
     test = data.load(data_folder, "t10k")
-    grey = test.images.to(device)
+    grey = test.images.to(place)
 
-    precision = torch.autocast(device.type, torch.bfloat16, enabled=config.evaluate.precision == "bf16")
-    with precision:
+    with device.autocast(place, config.evaluate.precision):
         values = metrics.evaluate(
             vae, grey, config.evaluate.importance_samples, config.evaluate.grey_samples, config.evaluate.seed
         )
@@ -47,7 +49,7 @@ def draw(vae: model.VAE, grey: torch.Tensor, labels: np.ndarray, pictures: Path)
     def decoded(z: torch.Tensor) -> np.ndarray:
         return torch.sigmoid(vae.decode(z).float()).cpu().numpy()
 
-    pairs = plots.interleave(x[:EXAMPLES].cpu().numpy(), decoded(mu[:EXAMPLES]))
+    pairs = np.concatenate([x[:EXAMPLES].cpu().numpy(), decoded(mu[:EXAMPLES])])
     plots.save_grid(pictures / "reconstructions.png", pairs, EXAMPLES)
 
     most = kl.argsort(descending=True)[:TRAVERSED]

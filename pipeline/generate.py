@@ -1,11 +1,14 @@
 """Stage `generate`: new digits from the prior, and interpolations between test digits."""
 
+from vae import command
+
+# isort: split
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from vae import command, data, model, plots, training
+from vae import data, device, model, plots
 from vae.params import load
 
 ROW = 10  # the row of digits that the origin of this project ends with
@@ -16,10 +19,10 @@ STEPS = 12  # pictures of an interpolation, both ends included
 def main(params: Path, data_folder: Path, model_path: Path, samples: Path) -> None:
     """Draws new digits."""
     config = load(params)
-    device = training.choose_device(config.train.device)
+    place = device.choose(config.train.device)
     torch.set_num_threads(config.train.threads)
-    vae = model.load(model_path, device)
-    generator = torch.Generator(device).manual_seed(config.generate.seed)
+    vae = model.load(model_path, place)
+    generator = torch.Generator(place).manual_seed(config.generate.seed)
     count = config.generate.rows * config.generate.columns
 
     z = vae.prior.sample(max(count, ROW), generator)  # (N, D)
@@ -29,9 +32,9 @@ def main(params: Path, data_folder: Path, model_path: Path, samples: Path) -> No
     plots.save_grid(samples / "row.png", means[:ROW].cpu().numpy(), ROW)
     np.savez(samples / "samples.npz", z=z.cpu().numpy(), means=means.cpu().numpy(), pixels=pixels.cpu().numpy())
 
-    test = data.unit(data.load(data_folder, "t10k").images[: 2 * config.generate.interpolations].to(device))
+    test = data.unit(data.load(data_folder, "t10k").images[: 2 * config.generate.interpolations].to(place))
     mu, _ = vae.encode(test)  # (2 R, D)
-    weights = torch.linspace(0, 1, STEPS, device=device)[:, None]  # (S, 1)
+    weights = torch.linspace(0, 1, STEPS, device=place)[:, None]  # (S, 1)
     paths = torch.stack([torch.lerp(start, end, weights) for start, end in zip(mu[::2], mu[1::2], strict=True)])
     plots.save_grid(samples / "interpolations.png", torch.sigmoid(vae.decode(paths)).flatten(0, 1).cpu().numpy(), STEPS)
     print(f"{count} digits in {samples / 'grid.png'}")

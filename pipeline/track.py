@@ -1,10 +1,13 @@
 """Stage `track`: makes this state of the pipeline one complete MLflow run."""
 
+from vae import command
+
+# isort: split
 import json
 import os
 from pathlib import Path
 
-from vae import command, tracking
+from vae import tracking
 
 
 def main(

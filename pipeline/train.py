@@ -1,6 +1,6 @@
 """Stage `train`: fits the VAE, streams each epoch to MLflow while it runs, and resumes where it was killed."""
 
-from vae import live
+from vae import command, live
 
 OBSERVER = live.start()  # before the imports below: torch and mlflow are then imported side by side
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from vae import checkpoint, command, data, model, training
+from vae import checkpoint, data, device, model, training
 from vae.params import Params, load
 
 
@@ -33,16 +33,16 @@ def main(params: Path, data_folder: Path, model_path: Path, curves: Path, valida
     # results may be bit for bit those of the lock file.
     run.unlink(missing_ok=True)
     config = load(params)
-    device = training.choose_device(config.train.device)
+    place = device.choose(config.train.device)
     torch.set_num_threads(config.train.threads)
-    images = data.load(data_folder, "train").images.to(device)
+    images = data.load(data_folder, "train").images.to(place)
     train, validation = data.split_validation(images, config.data.validation)
     state = build(config, train)
 
     sections = config.model_dump_json(include={"data", "model", "train"})
     key = checkpoint.training_key(sections, list(data_folder.iterdir()))
     root = Path(os.environ.get("DVC_ROOT", "."))
-    with checkpoint.checkpoint(root, key) as saved, live.follow(OBSERVER, params, root, key) as live_run:
+    with checkpoint.checkpoint(root, key) as saved, live.follow(OBSERVER, params, root, key, saved.own) as live_run:
         records = []
         if resumed := saved.load():
             state.load_state_dict(resumed["fit"])

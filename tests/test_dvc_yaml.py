@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+FILE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+STAGES, PROGRAMS = FILE["stages"], FILE["vars"][0]
 OBSERVERS = {"src/vae/live.py", "src/vae/tracking.py"}  # they only watch: a change must not cause a retrain
 
 
@@ -64,7 +65,11 @@ def test_every_stage_is_described(stage):
 
 def test_no_param_reaches_a_shell():
     """Interpolating params into a command would let `dvc exp run -S` inject shell."""
-    assert all("${" not in spec["cmd"] for spec in STAGES.values())
+    for spec in STAGES.values():
+        program, _, rest = spec["cmd"].partition(" ")
+        assert program.removeprefix("${").removesuffix("}") in PROGRAMS
+        assert "$" not in rest
+    assert not PROGRAMS.keys() & yaml.safe_load((ROOT / "params.yaml").read_text()).keys()
 
 
 def test_the_closure_finds_imports_inside_functions(tmp_path):

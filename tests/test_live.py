@@ -20,7 +20,7 @@ def observer(code):
 
 def test_messages_arrive_in_order_with_the_outcome(tmp_path):
     process = observer(f"import sys; open({str(tmp_path / 'got')!r}, 'w').write(sys.stdin.read())")
-    with live.follow(process, Path("params.yaml"), Path("root"), "key") as run:
+    with live.follow(process, Path("params.yaml"), Path("root"), "key", own=True) as run:
         run.log(RECORD, 1.5)
         run.trained()
     got = [json.loads(line) for line in (tmp_path / "got").read_text().splitlines()]
@@ -34,7 +34,7 @@ def test_messages_arrive_in_order_with_the_outcome(tmp_path):
 )
 def test_an_error_or_a_signal_is_the_outcome_and_goes_on(tmp_path, error, outcome):
     process = observer(f"import sys; open({str(tmp_path / 'got')!r}, 'w').write(sys.stdin.read())")
-    with pytest.raises(error), live.follow(process, Path("p"), Path("r"), "k"):
+    with pytest.raises(error), live.follow(process, Path("p"), Path("r"), "k", own=True):
         raise error
     assert json.loads((tmp_path / "got").read_text().splitlines()[-1]) == {"outcome": outcome}
 
@@ -42,7 +42,7 @@ def test_an_error_or_a_signal_is_the_outcome_and_goes_on(tmp_path, error, outcom
 def test_an_observer_that_died_is_not_noticed():
     process = observer("")
     process.wait()
-    with live.follow(process, Path("p"), Path("r"), "k") as run:
+    with live.follow(process, Path("p"), Path("r"), "k", own=True) as run:
         run.log(RECORD, 1.0)
         run.trained()
 
@@ -51,7 +51,7 @@ def test_an_observer_that_does_not_read_costs_nothing_until_the_end(monkeypatch)
     monkeypatch.setattr(live, "GRACE_SECONDS", 0.1)
     process = observer("import time; time.sleep(60)")
     started = time.monotonic()
-    with live.follow(process, Path("p"), Path("r"), "k") as run:
+    with live.follow(process, Path("p"), Path("r"), "k", own=True) as run:
         for _ in range(20_000):  # far more than the pipe has room for
             run.log(RECORD, 1.0)
     assert time.monotonic() - started < 5

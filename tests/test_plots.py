@@ -64,12 +64,6 @@ def test_save_grid(tmp_path, images):
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_interleave(images):
-    """One row after another."""
-    stacked = plots.interleave(images[:3], images[3:6])
-    assert np.array_equal(stacked, images[:6])
-
-
 def test_principal_components(latents):
     """The directions and shares of variance are those of the singular value decomposition, up to sign."""
     mu = latents[0].astype(np.float64)

@@ -237,13 +237,13 @@ def test_averaged_weights(start):
     """With ema_decay, what is kept is the exponential average of the weights after each step; without, the last."""
     fit, *images = start(epochs=1, ema_decay=0.5)
     history: list[torch.Tensor] = []
-    step = fit.optimizers[0][0].step
+    step = fit.optimizers[0].step
 
-    def watched() -> None:
-        step()
+    def watched(factor: float) -> None:
+        step(factor)
         history.append(fit.model.decode.layers[-1].bias.detach().clone())
 
-    fit.optimizers[0][0].step = watched
+    fit.optimizers[0].step = watched
     run((fit, *images))
     average = history[0]
     for weights in history[1:]:
@@ -262,13 +262,13 @@ def test_gradients_are_clipped(start):
     def norms(**train: object) -> list[float]:
         fit, *images = start(epochs=1, **train)
         found: list[float] = []
-        step = fit.optimizers[0][0].step
+        step = fit.optimizers[0].step
 
-        def watched() -> None:
+        def watched(factor: float) -> None:
             found.append(torch.stack([p.grad.norm() for p in fit.model.parameters()]).norm().item())
-            step()
+            step(factor)
 
-        fit.optimizers[0][0].step = watched
+        fit.optimizers[0].step = watched
         run((fit, *images))
         return found
 
@@ -313,13 +313,13 @@ def test_rates_as_applied(start):
     """The optimizer's rate at each step is the schedule over all steps of all epochs; the record has the last."""
     fit, *images = start(epochs=2, schedule="cosine", learning_rate=0.01, warmup_steps=3)
     applied: list[float] = []
-    step = fit.optimizers[0][0].step
+    step = fit.optimizers[0].step
 
-    def watched() -> None:
-        applied.append(float(fit.optimizers[0][0].param_groups[0]["lr"]))
-        step()
+    def watched(factor: float) -> None:
+        applied.append(factor * fit.optimizers[0].learning_rate)
+        step(factor)
 
-    fit.optimizers[0][0].step = watched
+    fit.optimizers[0].step = watched
     records = run((fit, *images))
     expected = [fit.config.learning_rate * training.rate_factor(fit.config, step / 10, step) for step in range(10)]
     assert applied == pytest.approx(expected, rel=1e-9)
@@ -340,19 +340,3 @@ def test_weight_of_the_rate_is_in_no_record(start):
     """The records are of the ELBO itself: at the first step, with a weight of zero, they still count the rate."""
     weighted, plain = (start(epochs=1, kl_warmup_epochs=epochs, learning_rate=1e-30) for epochs in (1000.0, 0.0))
     assert run(weighted) == run(plain)
-
-
-def test_device():
-    """cpu is there; auto is CUDA where there is one."""
-    assert training.choose_device("cpu").type == "cpu"
-    assert training.choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@pytest.mark.parametrize("name", ["cuda", "mps"])
-def test_device_that_is_not_there(monkeypatch, name):
-    """An error that names the key and the way out."""
-    for backend in (torch.cuda, torch.backends.mps):
-        monkeypatch.setattr(backend, "is_available", lambda: False)
-    with pytest.raises(InputError, match=rf"params\.yaml: train\.device: no {name} device.*auto or cpu"):
-        training.choose_device(name)
-    assert training.choose_device("auto").type == "cpu"

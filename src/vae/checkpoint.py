@@ -5,25 +5,24 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
+
+FOLDER = ".checkpoints"  # in the main repository, which `dvc exp run --temp` does not delete
+LOCK_SECONDS = 1  # longer than `is_held` has it
 
 
 def training_key(config: str, files: list[Path]) -> str:
     """What a training depends on, as one hash: its configuration, its data, the code that is loaded, and torch."""
-    digest = hashlib.sha256(f"{config}\n{torch.__version__}".encode())
+    digest = hashlib.sha256(f"{config}\n{version('torch')}".encode())
     modules = {name: module for name, module in sys.modules.items() if name.startswith("vae.")}
     code = [Path(module.__file__) for _, module in sorted(modules.items()) if module.__file__]
     for path in [*code, *sorted(files)]:
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
-
-
-FOLDER = ".checkpoints"  # in the main repository, which `dvc exp run --temp` does not delete
-LOCK_SECONDS = 1  # longer than `is_held` has it
 
 
 class Checkpoint:
@@ -34,6 +33,8 @@ class Checkpoint:
         self.own = own  # else another process trains the same, and it alone keeps checkpoints
 
     def save(self, state: dict[str, Any]) -> None:
+        import torch  # here, as is below: who asks for trainings only does not wait for it
+
         if self.own:
             partial = self.path.with_suffix(".partial")
             torch.save(state, partial)
@@ -43,6 +44,8 @@ class Checkpoint:
         """The saved state, or None where there is none that can be read."""
         if not self.own or not self.path.is_file():
             return None
+        import torch
+
         try:
             return torch.load(self.path, weights_only=True)
         except Exception as error:  # noqa: BLE001 (whatever is wrong with the file, training starts anew)
@@ -52,10 +55,19 @@ class Checkpoint:
 
     def finish(self, model: Path) -> None:
         """Notes which training made this model, for who looks for its run, and drops the checkpoint."""
-        digest = hashlib.sha256(model.read_bytes()).hexdigest()
-        self.path.with_name(f"{digest}.training").write_text(self.path.stem)
+        _note(self.path.parent, hashlib.sha256(model.read_bytes()).hexdigest()).write_text(self.path.stem)
         if self.own:
             self.path.unlink(missing_ok=True)
+
+
+def _note(folder: Path, model_sha256: str) -> Path:
+    return folder / f"{model_sha256}.training"
+
+
+def training_of(root: Path, model_sha256: str) -> str | None:
+    """The key of the training that made this model, where it was made here."""
+    note = _note(root / FOLDER, model_sha256)
+    return note.read_text() if note.is_file() else None
 
 
 def is_held(root: Path, key: str) -> bool:

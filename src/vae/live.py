@@ -11,6 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vae import command
+
 if TYPE_CHECKING:  # not at run time: this module is there before torch is
     from vae.training import Record
 
@@ -67,15 +69,17 @@ def start() -> subprocess.Popen[bytes]:
 
 
 @contextmanager
-def follow(observer: subprocess.Popen[bytes], params: Path, root: Path, key: str) -> Iterator[Run]:
+def follow(observer: subprocess.Popen[bytes], params: Path, root: Path, key: str, own: bool) -> Iterator[Run]:
     """Has the observer open the MLflow run of the training `key`, and end it as the block ends.
 
-    A training that was killed and started again goes on in its run.
+    A training that was killed and started again goes on in its run. Where another process is at the same training
+    (`own` is false) its run stands for both, and the observer has nothing to do.
     An error ends the run as FAILED, a signal as KILLED; where this process dies without a word, the observer finds
     its pipe closed and ends the run as KILLED.
     """
     run = Run(observer)
-    run.open(params, root, key)
+    if own:
+        run.open(params, root, key)
     outcome = "FAILED"
     try:
         yield run
@@ -114,4 +118,4 @@ def observe() -> None:
 
 
 if __name__ == "__main__":
-    observe()
+    command.run(observe)

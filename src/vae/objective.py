@@ -9,26 +9,29 @@ from torch import Tensor
 from vae.model import VAE
 
 LOG_2PI = math.log(2 * math.pi)
-
-
-def softplus(x: Tensor) -> Tensor:
-    """log(1 + e^x) = max(x, 0) + log(1 + e^-|x|), within an ulp of 1; `log1p` costs ten times the `log` on a CPU."""
-    return x.clamp_min(0) + x.abs().neg_().exp_().add_(1).log_()
+SHARING = 16  # pixels that share a logarithm
 
 
 class _BernoulliLogProb(torch.autograd.Function):
-    """sum_p x l - softplus(l), whose gradient in l is x - sigmoid(l): one pass back where autograd would take six."""
+    """sum_p x l - log(1 + e^l), written as sum_p (x - 1/2) l - |l| / 2 + log sigmoid(|l|).
+
+    A logarithm is the dearest pass on a CPU (`log1p` ten times dearer still), so 16 sigmoids, each in [1/2, 1], share
+    one. The gradient in l is x - sigmoid(l): one pass back where autograd would take six.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, logits: Tensor) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(x, logits)
-        logits = logits.to(x.dtype)
-        return (x * logits - softplus(logits)).sum(dim=-1)  # pixels
+        size = logits.abs().to(x.dtype)  # (..., P)
+        linear = ((x - 0.5) * logits).sum(dim=-1) - 0.5 * size.sum(dim=-1)
+        return linear + size.sigmoid_().unflatten(-1, (math.gcd(SHARING, size.shape[-1]), -1)).prod(dim=-2).log_().sum(
+            dim=-1
+        )
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
         x, logits = ctx.saved_tensors
-        return None, ((x - torch.sigmoid(logits)) * grad[..., None]).to(logits.dtype)
+        return None, (x - torch.sigmoid(logits.to(x.dtype))).mul_(grad[..., None]).to(logits.dtype)
 
 
 def bernoulli_log_prob(x: Tensor, logits: Tensor) -> Tensor:

@@ -38,11 +38,6 @@ def save_grid(path: Path, images: NDArray, columns: int) -> None:
     picture.resize((picture.width * SCALE, picture.height * SCALE), Image.Resampling.NEAREST).save(path, optimize=True)
 
 
-def interleave(*rows: NDArray) -> NDArray:
-    """Stacks rows of digits one over the other. Shapes: R arrays (N, 784) -> (R * N, 784)."""
-    return np.concatenate(rows)
-
-
 def _save_figure(figure: "Figure", path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, metadata={"Software": None})  # the version would change the bytes

@@ -11,10 +11,9 @@ from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from pydantic import BaseModel, ConfigDict
 
-from vae.data import PIXELS
 from vae.errors import InputError
-from vae.inference import Inference
 
+PIXELS = 784  # as data.PIXELS, which comes with torch
 MOST = 1000  # digits in one request
 Result = dict[str, list[list[float]]]  # arrays by name
 NEEDS = {"generate": {"n", "seed"}, "reconstruct": {"images"}, "encode": {"images"}, "decode": {"latents"}}
@@ -66,6 +65,8 @@ class Digits(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Reads the weights, once."""
+        from vae.inference import Inference  # here, because who logs the model has no need of torch
+
         self.model = Inference(Path(context.artifacts["model"]))
 
     def predict(self, model_input: list[Request]) -> list[Result]:  # type: ignore[override]

@@ -23,11 +23,14 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")  # seconds; by defaul
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
+import mlflow
 from filelock import FileLock
-from mlflow import MlflowClient, MlflowException
+from mlflow import MlflowClient, MlflowException, pyfunc
 from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, Metric, Param, Run, RunTag
+from mlflow.models import Model
 from PIL import Image
 
+from vae import checkpoint
 from vae.errors import InputError
 from vae.params import Params, leaves, load
 
@@ -49,7 +52,7 @@ def store_uri(root: Path) -> str:
 @contextmanager
 def store_lock(root: Path) -> Iterator[None]:
     """One process at a time: creates the schema, or looks for a run and writes it if there is none."""
-    folder = root / ".checkpoints"
+    folder = root / checkpoint.FOLDER
     folder.mkdir(exist_ok=True)
     with FileLock(folder / "mlflow.lock", timeout=LOCK_SECONDS):
         yield
@@ -116,8 +119,8 @@ class Store:
 
     def unfinished_of(self, model_sha256: str) -> list[Run]:
         """The same for the training that made this model, also where its observer was lost on the way."""
-        note = self.root / ".checkpoints" / f"{model_sha256}.training"
-        return self.unfinished(note.read_text()) if note.is_file() else []
+        training = checkpoint.training_of(self.root, model_sha256)
+        return self.unfinished(training) if training else []
 
     def discard_live(self, model_sha256: str) -> None:
         """Deletes the open run of a training that came to a state which has its run already."""
@@ -305,18 +308,40 @@ def dataset_input(name: str, folder: Path) -> DatasetInput:
     )
 
 
+class Servable:
+    """The pyfunc flavor with an input example that is not tried: a trial would import torch, and tests do it."""
+
+    @staticmethod
+    def save_model(path: str, mlflow_model: Model, example: list[dict[str, Any]], **options: Any) -> None:
+        """What `Model.log` calls to fill the folder of the model."""
+        options.pop("validate_serving_input")  # of Model.log, which passes it on
+        pyfunc.save_model(path, mlflow_model=mlflow_model, **options)
+        info = {
+            "artifact_path": "input_example.json",
+            "type": "json_object",
+            "serving_input_path": "serving_input.json",
+        }
+        for name, content in (("artifact_path", example), ("serving_input_path", {"inputs": example})):
+            (Path(path) / info[name]).write_text(json.dumps(content))
+        mlflow_model.saved_input_example_info = info
+        mlflow_model.save(str(Path(path) / "MLmodel"))
+
+
 def log_model(run_id: str, state: State) -> str:
     """Logs the servable model with its signature, input example and pinned requirements; returns its URI."""
-    import mlflow  # and with it pandas: only the complete record needs them
-
     with tempfile.TemporaryDirectory() as folder:
         library = shutil.copytree(Path(__file__).parent, Path(folder) / "vae", ignore=lambda *_: ["__pycache__"])
-        return mlflow.pyfunc.log_model(
+        return Model.log(
+            artifact_path=None,
             name="model",
+            flavor=Servable,
+            flavor_name="pyfunc",
+            run_id=run_id,
+            validate_serving_input=False,
             python_model=library / "serving.py",
             artifacts={"model": str(state.model)},
             code_paths=[str(library)],
-            input_example=[{"task": "generate", "n": 1, "seed": 0}],
+            example=[{"task": "generate", "n": 1, "seed": 0}],
             pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
         ).model_uri
 
@@ -397,8 +422,6 @@ def log_files(client: MlflowClient, run_id: str, state: State, diff: str) -> Non
 
 def _write(store: Store, state: State, config: Params, key: str) -> str:
     """Completes the open run of this model's training, or writes a new one."""
-    import mlflow
-
     client, diff = store.client, working_tree_diff(state.outputs())
     tags = provenance(state, key, diff)
     name = os.environ.get("DVC_EXP_NAME") or f"{config.data.name}-{key[:7]}"

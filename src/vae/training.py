@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from vae import data, objective
+from vae import data, device, objective
 from vae.errors import InputError
 from vae.model import VAE
-from vae.muon import Muon
+from vae.optimizers import Adam, Muon, Optimizer
 from vae.params import Train
 
 COLUMNS = ("epoch", "train_neg_elbo_nats", "val_neg_elbo_nats", "rate_nats", "distortion_nats", "lr")
@@ -31,20 +31,6 @@ class Record:
     lr: float
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU.
-
-    Raises:
-        InputError: the named device is not on this machine.
-    """
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        name = "cuda" if available["cuda"] else "cpu"
-    if not available[name]:
-        raise InputError(f"params.yaml: train.device: no {name} device on this machine; use auto or cpu")
-    return torch.device(name)
-
-
 def rate_factor(config: Train, progress: float, step: int) -> float:
     """The share of the learning rates at `step`: a linear warm-up, then constant or a half cosine to zero
     (Loshchilov & Hutter 2017)."""
@@ -53,16 +39,13 @@ def rate_factor(config: Train, progress: float, step: int) -> float:
     return warmup * decay
 
 
-def build_optimizers(model: VAE, config: Train) -> list[tuple[torch.optim.Optimizer, float]]:
-    """The optimizers, each with its learning rate: Adam, and Muon for the convolutions where it is chosen."""
+def build_optimizers(model: VAE, config: Train) -> list[Optimizer]:
+    """Adam, and Muon for the convolutions where it is chosen."""
     muon = config.optimizer == "muon"
     convolutions = [p for p in model.parameters() if p.ndim == 4 and muon]
     others = [p for p in model.parameters() if p.ndim != 4 or not muon]
-    adam = torch.optim.Adam(others, lr=config.learning_rate, fused=True)
-    built: list[tuple[torch.optim.Optimizer, float]] = [(adam, config.learning_rate)]
-    return built + (
-        [(Muon(convolutions, config.muon_learning_rate), config.muon_learning_rate)] if convolutions else []
-    )
+    adam = Adam(others, config.learning_rate)
+    return [adam, Muon(convolutions, config.muon_learning_rate)] if convolutions else [adam]
 
 
 def kl_weight(config: Train, epoch: float) -> float:
@@ -109,12 +92,6 @@ class Fit:
         self.epoch = 0
 
     @property
-    def precision(self) -> torch.autocast:
-        """bf16 products with float32 sums, or float32 throughout."""
-        device = self.generator.device.type
-        return torch.autocast(device, torch.bfloat16, enabled=self.config.precision == "bf16")
-
-    @property
     def fitted(self) -> VAE:
         """The model to validate and to keep: the averaged weights where there are any."""
         return cast(VAE, self.average.module) if self.average else self.model
@@ -123,7 +100,7 @@ class Fit:
         return {
             "epoch": self.epoch,
             "model": self.model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer, _ in self.optimizers],
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "average": self.average.state_dict() if self.average else {},
             "generator": self.generator.get_state(),
         }
@@ -131,23 +108,26 @@ class Fit:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epoch = state["epoch"]
         self.model.load_state_dict(state["model"])
-        for (optimizer, _), saved in zip(self.optimizers, state["optimizers"], strict=True):
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         if self.average:
             self.average.load_state_dict(state["average"])
         self.generator.set_state(state["generator"].cpu())
 
-    def _step(self, x: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-        """One gradient step on a batch (B, P); returns its mean rate and distortion, not yet waited for."""
-        with self.precision:
+    def _step(self, x: Tensor, beta: float, factor: float) -> tuple[Tensor, Tensor]:
+        """One gradient step on a batch (B, P), `beta` the weight of the rate, `factor` the share of the learning rates.
+
+        Returns the batch's mean rate and distortion, not yet waited for.
+        """
+        with device.autocast(self.generator.device, self.config.precision):
             rate, distortion = objective.elbo_terms(self.model, x, self.generator)
         rate, distortion = rate.mean(), distortion.mean()  # images
         self.model.zero_grad(set_to_none=True)
         (beta * rate + distortion).backward()
         if self.config.gradient_clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
-        for optimizer, _ in self.optimizers:
-            optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step(factor)
         if self.average:
             self.average.update_parameters(self.model)
         return rate.detach(), distortion.detach()
@@ -162,15 +142,13 @@ class Fit:
         for index, batch in enumerate(order.split(size)):
             step = self.epoch * steps + index
             factor = rate_factor(self.config, step / (self.config.epochs * steps), step)
-            for optimizer, rate in self.optimizers:
-                optimizer.param_groups[0]["lr"] = factor * rate
             x = inputs(train[batch], binarization, self.generator)
-            terms = self._step(x, kl_weight(self.config, step / steps))
+            terms = self._step(x, kl_weight(self.config, step / steps), factor)
             totals += torch.stack(terms) * len(batch)
         self.epoch += 1
         self.model.eval()
         rate, distortion = (totals.double() / len(train)).tolist()
-        with self.precision:
+        with device.autocast(self.generator.device, self.config.precision):
             val = validate(self.fitted, validation, binarization, self.config.seed)
         values = (rate + distortion, val, rate, distortion, factor * self.config.learning_rate)
         return Record(self.epoch, *(float(f"{value:.6g}") for value in values))  # the same in the file and in MLflow

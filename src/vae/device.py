@@ -1,0 +1,24 @@
+"""Where a model computes, and in which precision."""
+
+import torch
+
+from vae.errors import InputError
+
+
+def choose(name: str) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU.
+
+    Raises:
+        InputError: the named device is not on this machine.
+    """
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = "cuda" if available["cuda"] else "cpu"
+    if not available[name]:
+        raise InputError(f"params.yaml: train.device: no {name} device on this machine; use auto or cpu")
+    return torch.device(name)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """`bf16`: matrix products in bfloat16, with sums and losses in float32; `fp32`: float32 throughout."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

@@ -1,0 +1,64 @@
+"""Adam is torch's; Muon's directions are orthogonal, whatever the shapes and however they are batched."""
+
+import copy
+
+import pytest
+import torch
+
+from vae import optimizers
+
+SHAPES = [(16, 4, 3, 3), (32, 64, 1, 1), (64, 32, 1, 1), (4, 16, 3, 3), (100, 3)]
+
+
+@pytest.fixture
+def updates():
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator) for shape in SHAPES]
+
+
+def test_singular_values_come_near_one(updates):
+    for direction in optimizers.directions(updates):
+        out, inputs = direction.flatten(1).shape
+        values = torch.linalg.svdvals(direction.flatten(1)) / max(1, out / inputs) ** 0.5
+        assert 0.5 < values.min() <= values.max() < 1.3
+
+
+def test_batching_with_zeros_changes_nothing(updates):
+    together = optimizers.directions(updates)
+    for update, direction in zip(updates, together, strict=True):
+        torch.testing.assert_close(optimizers.directions([update])[0], direction, rtol=1e-4, atol=1e-5)
+
+
+def test_the_direction_is_downhill(updates):
+    """It keeps the singular vectors: its inner product with the gradient is the sum of singular values, nearly."""
+    for update, direction in zip(updates, optimizers.directions(updates), strict=True):
+        matrix = update.flatten(1)
+        factor = max(1, matrix.shape[0] / matrix.shape[1]) ** 0.5
+        assert (update * direction).sum() > 0.6 * factor * torch.linalg.matrix_norm(matrix, "nuc")
+
+
+def test_momentum_is_averaged_and_nesterov():
+    """The first step from zero: momentum 0.05 g, looked ahead 0.0975 g, whose direction is that of g."""
+    weight = torch.nn.Parameter(torch.zeros(3, 5))
+    weight.grad = torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
+    optimizers.Muon([weight], 0.2).step(0.5)
+    torch.testing.assert_close(weight.detach(), -0.1 * optimizers.directions([weight.grad])[0], rtol=1e-3, atol=1e-4)
+
+
+def test_adam_is_that_of_torch():
+    """The same weights as torch.optim.Adam gives, bit for bit, also after a state that was saved and loaded."""
+    generator = torch.Generator().manual_seed(2)
+    start, rates = torch.randn(4, 3, generator=generator), (1.0, 0.5, 0.25, 1.0)
+    grads = [torch.randn(4, 3, generator=generator) for _ in rates]
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    reference = torch.optim.Adam([theirs], fused=True)
+    adam = optimizers.Adam([ours], 0.1)
+    for factor, grad in zip(rates, grads, strict=True):
+        ours.grad, theirs.grad = grad.clone(), grad.clone()
+        state = copy.deepcopy(adam.state_dict())
+        adam = optimizers.Adam([ours], 0.1)
+        adam.load_state_dict(state)
+        adam.step(factor)
+        reference.param_groups[0]["lr"] = 0.1 * factor
+        reference.step()
+        assert torch.equal(ours, theirs)
