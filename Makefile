@@ -1,6 +1,6 @@
 # Every target does its own set-up in .venv; there is nothing to install or to activate first.
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast lint ui setup which doctor reproduce leaderboard
+.PHONY: help run test test-fast lint ui setup which doctor reproduce leaderboard bench
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 
@@ -46,6 +46,12 @@ which: setup  ## NAME=...: which run is this experiment, or which experiment is 
 
 doctor: setup  ## find runs and experiments that have lost each other; MEND=1 mends them
 	@python pipeline/doctor.py params.yaml metrics/mlflow.json $(if $(MEND),--mend)
+
+bench: setup data/train-images-idx3-ubyte  ## times beside the origin's and the machine's limit, into metrics/bench.json
+	@PYTHONPATH=. python -m bench data metrics/bench.json
+
+data/train-images-idx3-ubyte: | setup
+	dvc repro download
 
 leaderboard: setup  ## RECIPE=...: put the present results into metrics/leaderboard.csv and the README
 	@python pipeline/leaderboard.py params.yaml metrics/evaluation.json metrics/mlflow.json \

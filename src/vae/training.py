@@ -40,12 +40,15 @@ def rate_factor(config: Train, progress: float, step: int) -> float:
 
 
 def build_optimizers(model: VAE, config: Train) -> list[Optimizer]:
-    """Adam, and Muon for the convolutions where it is chosen."""
-    muon = config.optimizer == "muon"
-    convolutions = [p for p in model.parameters() if p.ndim == 4 and muon]
-    others = [p for p in model.parameters() if p.ndim != 4 or not muon]
-    adam = Adam(others, config.learning_rate)
-    return [adam, Muon(convolutions, config.muon_learning_rate)] if convolutions else [adam]
+    """Adam, or Muon for the matrices and convolutions of both networks and Adam for their biases and the prior."""
+    if config.optimizer == "adam":
+        return [Adam(model.parameters(), config.learning_rate)]
+    networks = [*model.encode.parameters(), *model.decode.parameters()]
+    biases = [p for p in networks if p.ndim < 2]
+    return [
+        Adam([*biases, *model.prior.parameters()], config.learning_rate),
+        Muon([p for p in networks if p.ndim >= 2], config.muon_learning_rate),
+    ]
 
 
 def kl_weight(config: Train, epoch: float) -> float:

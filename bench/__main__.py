@@ -1,0 +1,140 @@
+"""`make bench`: how close to the machine's limit, beside the tutorial that this project grew from.
+
+Prints a table and writes metrics/bench.json. Takes about ten minutes; nothing else should run meanwhile.
+"""
+
+import json
+import os
+import platform
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import cost, growth, origin
+from bench.processes import ROOT, alternate, environment, measure, variant
+from vae import data, metrics, model
+
+ROUNDS = 5
+ORIGIN_QUALITY = 101.2  # nats, neg_elbo_grey_nats of the origin
+SAME_NETWORK: dict[str, dict[str, Any]] = {  # as the origin's, in our words
+    "data": {"binarization": "none"},
+    "model": {
+        "architecture": "mlp",
+        "encoder": [512, 256],
+        "decoder": [256, 512],
+        "latent_dim": 20,
+        "prior": "standard-normal",
+    },
+    "train": {"batch_size": 128, "optimizer": "adam", "learning_rate": 0.001, "schedule": "constant"},
+}
+QUICK = {"epochs": 6, "learning_rate": 0.004, "schedule": "cosine", "initial_bias": "data-mean"}  # to that quality
+
+
+def speed(folder: Path, mnist: Path) -> dict[str, float]:
+    """Epochs and evaluations, beside the origin and beside the bare matrix products."""
+    params = variant(folder / "params.yaml", **SAME_NETWORK)
+    ours, theirs = environment(), dict(os.environ) | {"PYTHONPATH": environment()["PYTHONPATH"]}
+    epochs = alternate(
+        {"epoch_origin": (params, theirs), "epoch_ours": (params, ours), "epoch_floor": (params, ours)}, mnist, ROUNDS
+    )
+    bounds = alternate({"evaluation_ours": (params, ours), "evaluation_floor": (params, ours)}, mnist, 2 * ROUNDS)
+    from bench.contender import IMAGES, SAMPLES
+
+    return {
+        "epoch_seconds_origin": epochs["epoch_origin"],
+        "epoch_seconds_ours": epochs["epoch_ours"],
+        "epoch_seconds_floor": epochs["epoch_floor"],
+        "epoch_speedup": epochs["epoch_origin"] / epochs["epoch_ours"],
+        "floor_fraction": epochs["epoch_floor"] / epochs["epoch_ours"],
+        "evaluation_samples_per_second": IMAGES * SAMPLES / bounds["evaluation_ours"],
+        "evaluation_floor_fraction": bounds["evaluation_floor"] / bounds["evaluation_ours"],
+    }
+
+
+def to_origin_quality(folder: Path, mnist: Path) -> dict[str, float]:
+    """Whole processes, from start to a saved model: the origin's, and ours with the same network."""
+    weights, file = folder / "origin.pt", folder / "vae.safetensors"
+    theirs = measure(
+        [sys.executable, str(ROOT / "bench/origin.py"), str(mnist), str(weights)], folder, dict(os.environ)
+    )
+    test = data.unit(data.load(mnist, "t10k").images)
+    network = origin.VAE()
+    network.load_state_dict(torch.load(weights, weights_only=True))
+    sections = SAME_NETWORK | {"train": SAME_NETWORK["train"] | QUICK}
+    params = variant(folder / "params.yaml", **sections)
+    outputs = [str(folder / name) for name in ("train.csv", "validation.json", "mlflow.json")]
+    env = environment(DVC_ROOT=str(folder), MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db")
+    command = [sys.executable, str(ROOT / "pipeline/train.py"), str(params), str(mnist), str(file), *outputs]
+    ours = measure(command, folder, env)
+    rate, distortion, _ = metrics.over_images(model.load(file), test, 2, torch.Generator().manual_seed(0), "grey")
+    return {
+        "origin_process_seconds": theirs.seconds,
+        "origin_neg_elbo_grey_nats": origin.neg_elbo_grey(network, test),
+        "time_to_origin_quality_seconds": ours.seconds,
+        "reached_neg_elbo_grey_nats": (rate + distortion).mean().item(),
+        "time_to_origin_quality_speedup": theirs.seconds / ours.seconds,
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Where the figures were measured."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    packages = ("torch", "torchvision", "dvc", "mlflow", "numpy")
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
+
+
+def show(values: dict[str, Any], indent: str = "") -> None:
+    """Prints figures, one a line."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            print(f"{indent}{name}")
+            show(value, indent + "  ")
+        else:
+            print(
+                f"{indent}{name:{40 - len(indent)}} {value:.2f}"
+                if isinstance(value, float)
+                else f"{indent}{name} {value}"
+            )
+
+
+def main(mnist: Path, result: Path) -> None:
+    """Measures everything and writes `result`."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        figures: dict[str, Any] = {"machine": machine()}
+        torch.set_num_threads(2)
+        for part in (
+            lambda: {"threads": 2} | speed(folder, mnist),
+            lambda: to_origin_quality(folder, mnist),
+            lambda: cost.fixed_cost(folder / "project", mnist),
+        ):
+            values = part()
+            show(values)
+            figures |= values
+        figures["growth"] = growth.growth(folder / "growth", mnist, folder / "project")
+        for line in figures["growth"]:
+            print(f"{line['what']:45s} {line['seconds']:8.2f} s  {line['peak_mib'] or 0:6.0f} MiB")
+    result.write_text(json.dumps(rounded(figures), indent=2) + "\n")
+
+
+def rounded(value: Any) -> Any:
+    """Four digits: the rest is noise."""
+    if isinstance(value, dict):
+        return {name: rounded(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

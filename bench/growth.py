@@ -1,0 +1,79 @@
+"""How cost grows: images, importance samples, width, and queue workers."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.processes import environment, measure, variant
+
+WORKERS, EXPERIMENTS = (1, 2, 4), 4
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from vae import command
+import torch
+from vae import data, device, metrics, model, training
+from vae.params import load
+config, folder, images, samples = load(Path(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+torch.set_num_threads(config.train.threads)
+torch.manual_seed(0)
+vae = model.VAE(config.model)
+if samples:
+    x, run = data.binarize(data.load(folder, "t10k").images[:images], torch.Generator().manual_seed(0)), None
+    started = time.perf_counter()
+    with device.autocast(x.device, config.evaluate.precision):
+        metrics.over_images(vae.eval(), x, samples, torch.Generator().manual_seed(0), "")
+else:
+    grey, fit = data.load(folder, "train").images, training.Fit(vae, config.train)
+    started = time.perf_counter()
+    fit.run_epoch(grey[:images], grey[:1], config.data.binarization)
+Path(sys.argv[5]).write_text(str(time.perf_counter() - started))
+"""
+
+
+def row(label: str, folder: Path, data: Path, images: int, samples: int, **model: Any) -> dict[str, Any]:
+    """Trains an epoch on `images` (`samples` 0), or bounds their likelihood, in a process of its own."""
+    params = variant(folder / "params.yaml", model=model)
+    result = folder / "seconds"
+    arguments = [str(params), str(data), str(images), str(samples), str(result)]
+    peak = measure([sys.executable, "-c", SCRIPT, *arguments], folder, environment()).peak_mib
+    return {"what": label, "seconds": float(result.read_text()), "peak_mib": peak}
+
+
+def workers(folder: Path, env: dict[str, str], count: int) -> dict[str, Any]:
+    """Four queued experiments of one short epoch each on the digits, by so many workers."""
+    run = lambda *command: subprocess.run(command, cwd=folder, env=env, check=True, capture_output=True)  # noqa: E731
+    seeds = ",".join(str(100 * count + index) for index in range(EXPERIMENTS))
+    run("dvc", "exp", "run", "--queue", "-S", f"train.seed={seeds}", "-S", "data.name=digits", "-S", "train.epochs=2")
+    started = time.perf_counter()
+    run("dvc", "queue", "start", "--jobs", str(count))
+    while "Success" not in (status := run("dvc", "queue", "status").stdout.decode()) or (
+        "Running" in status or "Queued" in status
+    ):
+        time.sleep(1)
+    seconds = time.perf_counter() - started
+    run("dvc", "queue", "remove", "--all")
+    return {"what": f"{EXPERIMENTS} queued experiments, {count} workers", "seconds": seconds, "peak_mib": None}
+
+
+def growth(folder: Path, data: Path, project: Path) -> list[dict[str, Any]]:
+    """The rows of the table; `project` is a clone that has run."""
+    folder.mkdir()
+    rows = [row(f"epoch, {images} images", folder, data, images, 0) for images in (3750, 15000, 60000)]
+    for samples in (50, 500, 5000):
+        rows.append(row(f"bound of 200 images, K = {samples}", folder, data, 200, samples))
+    for factor in (1, 4):
+        channels = [16 * factor, 32 * factor]
+        rows.append(row(f"epoch, 15000 images, channels {channels}", folder, data, 15000, 0, channels=channels))
+    for factor in (1, 4):
+        widths: dict[str, Any] = {"architecture": "mlp", "encoder": [512 * factor], "decoder": [512 * factor]}
+        rows.append(row(f"epoch, 15000 images, MLP {512 * factor}", folder, data, 15000, 0, **widths))
+    env = os.environ | {"MNIST_MIRROR": str(project / "mirror")}
+    env.pop("MLFLOW_TRACKING_URI", None)
+    rows += [workers(project, env, count) for count in WORKERS]
+    shutil.rmtree(folder)
+    return rows
