@@ -48,7 +48,7 @@ doctor: setup  ## find runs and experiments that have lost each other; MEND=1 me
 	@python pipeline/doctor.py params.yaml metrics/mlflow.json $(if $(MEND),--mend)
 
 bench: setup data/train-images-idx3-ubyte  ## times beside the origin's and the machine's limit, into metrics/bench.json
-	@PYTHONPATH=. python -m bench data metrics/bench.json
+	@PYTHONPATH=. python -m bench data metrics/bench.json README.md
 
 data/train-images-idx3-ubyte: | setup
 	dvc repro download

@@ -1,6 +1,7 @@
 """`make bench`: how close to the machine's limit, beside the tutorial that this project grew from.
 
-Prints a table and writes metrics/bench.json. Takes about ten minutes; nothing else should run meanwhile.
+Prints every figure, and writes metrics/bench.json and the README's tables. Takes about ten minutes;
+nothing else should run meanwhile.
 """
 
 import json
@@ -14,9 +15,9 @@ from typing import Any
 
 import torch
 
-from bench import cost, growth, origin
+from bench import cost, growth, origin, tables
 from bench.processes import ROOT, alternate, environment, measure, variant
-from vae import data, metrics, model
+from vae import data, leaderboard, metrics, model
 
 ROUNDS = 5
 ORIGIN_QUALITY = 101.2  # nats, neg_elbo_grey_nats of the origin
@@ -107,8 +108,8 @@ def show(values: dict[str, Any], indent: str = "") -> None:
             )
 
 
-def main(mnist: Path, result: Path) -> None:
-    """Measures everything and writes `result`."""
+def main(mnist: Path, result: Path, readme: Path) -> None:
+    """Measures everything, and writes `result` and the README's tables."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         figures: dict[str, Any] = {"machine": machine()}
@@ -124,7 +125,9 @@ def main(mnist: Path, result: Path) -> None:
         figures["growth"] = growth.growth(folder / "growth", mnist, folder / "project")
         for line in figures["growth"]:
             print(f"{line['what']:45s} {line['seconds']:8.2f} s  {line['peak_mib'] or 0:6.0f} MiB")
-    result.write_text(json.dumps(rounded(figures), indent=2) + "\n")
+    figures = rounded(figures)
+    result.write_text(json.dumps(figures, indent=2) + "\n")
+    readme.write_text(leaderboard.insert(readme.read_text(), tables.table(figures), "bench"))
 
 
 def rounded(value: Any) -> Any:
@@ -137,4 +140,4 @@ def rounded(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(*map(Path, sys.argv[1:]))

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,16 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[1]
+# A process of its own, because a child's peak memory begins at what its parent holds, and the benchmark holds torch.
+WATCH = """
+import os, subprocess, sys, time
+started = time.perf_counter()
+process = subprocess.Popen(sys.argv[2:])
+_, status, usage = os.wait4(process.pid, 0)
+seconds = time.perf_counter() - started
+with open(sys.argv[1], "w") as file:
+    print(os.waitstatus_to_exitcode(status), seconds, usage.ru_maxrss, file=file)
+"""
 
 
 def environment(program: str = "compute", **extra: str) -> dict[str, str]:
@@ -34,18 +43,15 @@ def measure(command: list[str] | str, folder: Path, env: dict[str, str]) -> Meas
     Raises:
         SystemExit: it failed; its output is shown.
     """
-    log = folder / "bench.log"
+    words = ["sh", "-c", command] if isinstance(command, str) else command
+    log, result = folder / "bench.log", folder / "bench.measured"
     with log.open("wb") as output:
-        started = time.perf_counter()
-        process = subprocess.Popen(
-            command, shell=isinstance(command, str), cwd=folder, env=env, stdout=output, stderr=output
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - started
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(f"error: {command}: exit code {process.returncode}\n{log.read_text()[-3000:]}")
-    return Measured(seconds, usage.ru_maxrss / 1024)
+        watcher = [sys.executable, "-c", WATCH, str(result), *words]
+        subprocess.run(watcher, cwd=folder, env=env, stdout=output, stderr=output, check=True)
+    code, seconds, peak = result.read_text().split()
+    if code != "0":
+        sys.exit(f"error: {command}: exit code {code}\n{log.read_text()[-3000:]}")
+    return Measured(float(seconds), float(peak) / 1024)
 
 
 def variant(path: Path, **sections: dict[str, Any]) -> Path:

@@ -31,8 +31,8 @@ def test_row_and_table():
 
 
 def test_insert_replaces_what_stood_there():
-    readme = f"head\n{leaderboard.BEGIN}\nold\n{leaderboard.END}\ntail"
-    assert leaderboard.insert(readme, "new") == f"head\n{leaderboard.BEGIN}\nnew\n{leaderboard.END}\ntail"
+    readme = "head\n<!-- x: begin -->\nold\n<!-- x: end -->\ntail"
+    assert leaderboard.insert(readme, "new", "x") == "head\n<!-- x: begin -->\nnew\n<!-- x: end -->\ntail"
 
 
 def test_readme_shows_the_leaderboard(root):

@@ -17,7 +17,6 @@ COLUMNS = (
     "neg_elbo_grey_nats",
     "active_units",
 )
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
 
 def read(path: Path) -> dict[str, dict[str, str]]:
@@ -52,8 +51,9 @@ def table(rows: dict[str, dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def insert(readme: str, text: str) -> str:
-    """Puts the table between its marks."""
-    head, _, rest = readme.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    return f"{head}{BEGIN}\n{text}\n{END}{tail}"
+def insert(readme: str, text: str, name: str = "results") -> str:
+    """Puts a table between the marks of its name."""
+    begin, end = (f"<!-- {name}: {edge} -->" for edge in ("begin", "end"))
+    head, _, rest = readme.partition(begin)
+    _, _, tail = rest.partition(end)
+    return f"{head}{begin}\n{text}\n{end}{tail}"

@@ -93,7 +93,9 @@ def follow(observer: subprocess.Popen[bytes], params: Path, root: Path, key: str
 
 def observe() -> None:
     """The observing side: reads records from stdin until it closes, and writes them to the store."""
-    os.nice(19)  # the training has the cores first
+    os.nice(19)  # the training has the cores first; where the kernel weighs sessions, this is one and says so too
+    with suppress(OSError):
+        Path("/proc/self/autogroup").write_text("19")
     for name in (signal.SIGINT, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")

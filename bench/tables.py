@@ -1,0 +1,55 @@
+"""The README's tables of metrics/bench.json."""
+
+from typing import Any
+
+
+def table(figures: dict[str, Any]) -> str:
+    """Speed beside the tutorial and the machine's limit, the parts of the fixed cost, and how cost grows."""
+    parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in figures["fixed_cost_parts_seconds"].items())
+    peaks = ", ".join(f"{name} {mib:.0f}" for name, mib in figures["peak_memory_mib"].items())
+    rows = [
+        ("", "tutorial", "here", "matrix products alone", "times faster", "share of the limit"),
+        ("---",) * 6,
+        (
+            "epoch of the tutorial's network, s",
+            f"{figures['epoch_seconds_origin']:.2f}",
+            f"{figures['epoch_seconds_ours']:.2f}",
+            f"{figures['epoch_seconds_floor']:.2f}",
+            f"{figures['epoch_speedup']:.1f}",
+            f"{figures['floor_fraction']:.2f}",
+        ),
+        (
+            "from start to its quality saved, s",
+            f"{figures['origin_process_seconds']:.1f} ({figures['origin_neg_elbo_grey_nats']:.1f} nats)",
+            f"{figures['time_to_origin_quality_seconds']:.1f} ({figures['reached_neg_elbo_grey_nats']:.1f} nats)",
+            "",
+            f"{figures['time_to_origin_quality_speedup']:.1f}",
+            "",
+        ),
+        (
+            "importance samples per second",
+            "",
+            f"{figures['evaluation_samples_per_second']:,.0f}",
+            "",
+            "",
+            f"{figures['evaluation_floor_fraction']:.2f}",
+        ),
+    ]
+    grown = [("how cost grows", "seconds", "peak MiB"), ("---",) * 3]
+    grown += [
+        (line["what"], f"{line['seconds']:.1f}", f"{line['peak_mib']:.0f}" if line["peak_mib"] else "")
+        for line in figures["growth"]
+    ]
+    return "\n".join(
+        [
+            *(f"| {' | '.join(row)} |" for row in rows),
+            "",
+            f"A whole `dvc repro` from nothing took {figures['repro_seconds']:.1f} s, of which training proper "
+            f"{figures['training_seconds']:.1f} s, evaluation proper {figures['evaluation_seconds']:.1f} s and all "
+            f"else {figures['fixed_cost_seconds']:.1f} s ({parts}; an import of torch is "
+            f"{figures['import_torch_seconds']:.1f} s of it, one of mlflow {figures['import_mlflow_seconds']:.1f} s). "
+            f"Peak memory in MiB: {peaks}.",
+            "",
+            *(f"| {' | '.join(row)} |" for row in grown),
+        ]
+    )

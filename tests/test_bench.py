@@ -1,0 +1,95 @@
+"""The benchmark's contenders are the same network, and the README shows what was measured."""
+
+import json
+from itertools import pairwise
+
+import pytest
+import torch
+import yaml
+
+from bench import __main__ as bench
+from bench import contender, growth, origin, processes, tables
+from vae import leaderboard, metrics
+from vae.model import VAE
+from vae.params import load
+
+
+@pytest.fixture
+def config(tmp_path):
+    return load(processes.variant(tmp_path / "params.yaml", **bench.SAME_NETWORK))
+
+
+def test_all_contenders_have_the_same_network(config):
+    ours = {name: tensor for name, tensor in VAE(config.model).named_parameters() if tensor.ndim == 2}
+    layers = [*pairwise(contender.ENCODER), *pairwise(contender.DECODER)]
+    assert [tuple(tensor.shape[::-1]) for tensor in ours.values()] == layers
+    theirs = sum(parameter.numel() for parameter in origin.VAE().parameters())
+    assert theirs == sum(parameter.numel() for parameter in VAE(config.model).parameters())
+    assert config.train.batch_size == origin.BATCH
+
+
+def test_both_scores_on_grey_values_agree(config):
+    """The origin's loss of a network is our neg-ELBO of the same weights, up to the noise of one sample of z."""
+    theirs, ours = origin.VAE(), VAE(config.model)
+    weights = dict(theirs.named_parameters())
+    for end in ("weight", "bias"):
+        weights[f"heads.{end}"] = torch.cat([weights.pop(f"mu.{end}"), weights.pop(f"logvar.{end}")])
+    order = ["encoder.0", "encoder.2", "heads", "decoder.0", "decoder.2", "decoder.4"]
+    names = [f"{layer}.{end}" for layer in order for end in ("weight", "bias")]
+    ours.load_state_dict(dict(zip(ours.state_dict(), (weights[name] for name in names), strict=True)))
+    images = torch.rand(500, 784, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        rate, distortion, _ = metrics.bounds(ours, images, 4, torch.Generator().manual_seed(0))
+    assert origin.neg_elbo_grey(theirs, images) == pytest.approx((rate + distortion).mean().item(), abs=0.05)
+
+
+def test_contenders_answer(config, tmp_path):
+    """The floor of an evaluation, as a process that takes its turns."""
+    path = processes.variant(tmp_path / "params.yaml", **bench.SAME_NETWORK)
+    seconds = processes.alternate({"evaluation_floor": (path, processes.environment())}, tmp_path, rounds=1)
+    assert 0 < seconds["evaluation_floor"] < 60
+
+
+def test_a_process_is_measured(tmp_path):
+    """Its time and its largest memory; a failure ends the benchmark with its output."""
+    measured = processes.measure(
+        "python -c 'import time; x = bytearray(200 << 20); time.sleep(0.5)'", tmp_path, {**processes.environment()}
+    )
+    assert 0.5 < measured.seconds < 10
+    assert 200 < measured.peak_mib < 300
+    with pytest.raises(SystemExit, match="exit code 3"):
+        processes.measure("exit 3", tmp_path, processes.environment())
+
+
+def test_growth_measures_a_row(tmp_path, monkeypatch):
+    """On random images in place of MNIST's."""
+    for name, count in (("train", 60), ("t10k", 20)):
+        images = torch.randint(0, 256, (count, 784), dtype=torch.uint8).numpy().tobytes()
+        header = b"".join(value.to_bytes(4, "big") for value in (0x803, count, 28, 28))
+        (tmp_path / f"{name}-images-idx3-ubyte").write_bytes(header + images)
+        labels = (0x801).to_bytes(4, "big") + count.to_bytes(4, "big") + bytes(count)
+        (tmp_path / f"{name}-labels-idx1-ubyte").write_bytes(labels)
+    for samples in (0, 8):
+        row = growth.row("x", tmp_path, tmp_path, 10, samples, channels=[2, 2])
+        assert row["seconds"] > 0
+        assert row["peak_mib"] > 50
+
+
+def test_readme_shows_what_was_measured(root):
+    figures = json.loads((root / "metrics/bench.json").read_text())
+    readme = (root / "README.md").read_text()
+    assert leaderboard.insert(readme, tables.table(figures), "bench") == readme
+
+
+def test_figures_follow_from_each_other(root):
+    """The ratios are those of the seconds that stand beside them, and the parts sum to the whole."""
+    figures = json.loads((root / "metrics/bench.json").read_text())
+    ours = figures["epoch_seconds_ours"]
+    assert figures["epoch_speedup"] == pytest.approx(figures["epoch_seconds_origin"] / ours, rel=1e-2)
+    assert figures["floor_fraction"] == pytest.approx(figures["epoch_seconds_floor"] / ours, rel=1e-2)
+    parts = figures["fixed_cost_parts_seconds"]
+    assert sum(parts.values()) == pytest.approx(figures["fixed_cost_seconds"], rel=1e-2)
+    spent = figures["training_seconds"] + figures["evaluation_seconds"] + figures["fixed_cost_seconds"]
+    assert spent == pytest.approx(figures["repro_seconds"], rel=1e-2)
+    stages = yaml.safe_load((root / "dvc.yaml").read_text())["stages"]
+    assert parts.keys() - {"dvc"} == figures["peak_memory_mib"].keys() == stages.keys()
