@@ -338,5 +338,6 @@ def test_weight_of_the_rate(small):
 
 def test_weight_of_the_rate_is_in_no_record(start):
     """The records are of the ELBO itself: at the first step, with a weight of zero, they still count the rate."""
-    weighted, plain = (start(epochs=1, kl_warmup_epochs=epochs, learning_rate=1e-30) for epochs in (1000.0, 0.0))
+    still = {"learning_rate": 1e-30, "prior_learning_rate": 1e-30, "muon_learning_rate": 1e-30}
+    weighted, plain = (start(epochs=1, kl_warmup_epochs=epochs, **still) for epochs in (1000.0, 0.0))
     assert run(weighted) == run(plain)

@@ -14,19 +14,25 @@ from torch.optim.adam import adam
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration (Jordan et al. 2024)
 STEPS = 5
 MOMENTUM = 0.95
+EPSILON = 1e-14
 
 
-def orthogonalize(matrices: Tensor) -> Tensor:
-    """Brings every singular value near 1: X <- a X + b (X X^T) X + c (X X^T)^2 X, five times (Jordan et al. 2024).
+def orthogonalizer(grams: Tensor) -> Tensor:
+    """The matrix A for which A X has every singular value near 1, from G = X X^T.
 
-    Rows and columns of zeros stay zero. Shapes: (N, R, C) with R <= C -> (N, R, C).
+    X <- p(X X^T) X with p(G) = a + b G + c G^2, five times (Jordan et al. 2024). All p(G) are polynomials in the first
+    G, so their product and the G of each step need only products of the small side of X. Rows and columns of zeros do
+    no harm. Shapes: (N, R, R) -> (N, R, R).
     """
     a, b, c = COEFFICIENTS
-    x = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-7)  # (N, R, C)
+    scale = grams.diagonal(dim1=-2, dim2=-1).sum(dim=-1)[:, None, None] + EPSILON  # the square of X's Frobenius norm
+    grams, identity = grams / scale, torch.eye(grams.shape[-1], device=grams.device)
+    product = identity / scale.sqrt()
     for _ in range(STEPS):
-        gram = x @ x.mT  # (N, R, R)
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x
+        step = torch.baddbmm(a * identity + b * grams, grams, grams, alpha=c)
+        product = step @ product
+        grams = step @ grams @ step
+    return product
 
 
 class Optimizer:
@@ -84,8 +90,8 @@ class Adam(Optimizer):
 class Muon(Optimizer):
     """w <- w - lr sqrt(max(1, rows / columns)) orthogonalize(momentum) (Jordan et al. 2024).
 
-    A convolution is the matrix (out, in * height * width). Matrices are padded with zeros to a few common sizes, so
-    that a network of small ones costs a few batched products a step and not hundreds of small ones.
+    A convolution is the matrix (out, in * height * width). Their Gram matrices are padded with zeros to a few common
+    sizes, so that a network of small ones costs a few batched products a step and not hundreds of small ones.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], learning_rate: float) -> None:
@@ -100,22 +106,20 @@ class Muon(Optimizer):
 
 
 def directions(updates: list[Tensor]) -> list[Tensor]:
-    """Orthogonalizes tensors of any shapes of two or more dimensions, those of like sizes together."""
-    wide: list[Tensor] = []
-    sizes: dict[int, list[int]] = {}  # which tensors go together, by a power of 4 of their columns
-    for index, update in enumerate(updates):
-        matrix = update.flatten(1)
-        wide.append(matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T)
-        sizes.setdefault(wide[-1].shape[1].bit_length() // 2, []).append(index)
+    """Orthogonalizes tensors of any shapes of two or more dimensions, each times sqrt(max(1, rows / columns))."""
+    matrices = [update.flatten(1) for update in updates]
+    wide = [matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T for matrix in matrices]
+    sizes: dict[int, list[int]] = {}  # which go together: their small sides are of the same power of 4
+    for index, matrix in enumerate(wide):
+        sizes.setdefault(len(matrix).bit_length() // 2, []).append(index)
     result = list(updates)
     for indices in sizes.values():
-        rows, columns = (max(wide[index].shape[side] for index in indices) for side in (0, 1))
-        padded = torch.stack(
-            [F.pad(wide[i], (0, columns - wide[i].shape[1], 0, rows - wide[i].shape[0])) for i in indices]
-        )
-        for index, matrix in zip(indices, orthogonalize(padded), strict=True):
-            matrix = matrix[: wide[index].shape[0], : wide[index].shape[1]]
-            out, inputs = updates[index].flatten(1).shape
-            matrix = (matrix if out <= inputs else matrix.T) * max(1, out / inputs) ** 0.5
+        most = max(len(wide[index]) for index in indices)
+        grams = [F.pad(wide[i] @ wide[i].T, 2 * (0, most - len(wide[i]))) for i in indices]
+        for index, left in zip(indices, orthogonalizer(torch.stack(grams)), strict=True):
+            size = len(wide[index])
+            matrix = left[:size, :size] @ wide[index]
+            rows, columns = matrices[index].shape
+            matrix = (matrix if rows <= columns else matrix.T) * max(1, rows / columns) ** 0.5
             result[index] = matrix.reshape(updates[index].shape)
     return result

@@ -49,6 +49,7 @@ class Train(Section):
     batch_size: Count
     optimizer: Literal["adam", "muon"]
     learning_rate: Positive
+    prior_learning_rate: Positive
     muon_learning_rate: Positive
     schedule: Literal["constant", "cosine"]
     warmup_steps: Annotated[int, Field(ge=0)]

@@ -40,15 +40,16 @@ def rate_factor(config: Train, progress: float, step: int) -> float:
 
 
 def build_optimizers(model: VAE, config: Train) -> list[Optimizer]:
-    """Adam, or Muon for the matrices and convolutions of both networks and Adam for their biases and the prior."""
-    if config.optimizer == "adam":
-        return [Adam(model.parameters(), config.learning_rate)]
+    """Adam for the prior and for both networks, or Muon for the matrices and convolutions of the networks."""
     networks = [*model.encode.parameters(), *model.decode.parameters()]
-    biases = [p for p in networks if p.ndim < 2]
-    return [
-        Adam([*biases, *model.prior.parameters()], config.learning_rate),
-        Muon([p for p in networks if p.ndim >= 2], config.muon_learning_rate),
+    matrices = [p for p in networks if p.ndim >= 2 and config.optimizer == "muon"]
+    others = [p for p in networks if p.ndim < 2 or config.optimizer == "adam"]
+    built = [
+        Adam(others, config.learning_rate),
+        Adam(model.prior.parameters(), config.prior_learning_rate),
+        Muon(matrices, config.muon_learning_rate),
     ]
+    return [optimizer for optimizer in built if optimizer.params]
 
 
 def kl_weight(config: Train, epoch: float) -> float:
