@@ -224,9 +224,15 @@ def test_validation_does_not_touch_the_training(start):
 
 
 def test_every_parameter_moves(start):
-    """Two epochs reach every tensor of encoder, decoder and prior."""
-    for prior, architecture in [("standard-normal", "mlp"), ("mixture", "conv"), ("flow", "mlp")]:
-        fit, *images = start(prior=prior, architecture=architecture, epochs=2)
+    """Two epochs reach every tensor of encoder, decoder and prior, with either objective and either optimizer."""
+    for prior, architecture, samples, optimizer in [
+        ("standard-normal", "mlp", 1, "adam"),
+        ("mixture", "conv", 1, "muon"),
+        ("flow", "mlp", 3, "muon"),
+    ]:
+        fit, *images = start(
+            prior=prior, architecture=architecture, epochs=2, importance_samples=samples, optimizer=optimizer
+        )
         before = {name: tensor.clone() for name, tensor in fit.model.state_dict().items()}
         run((fit, *images))
         for name, tensor in fit.model.state_dict().items():

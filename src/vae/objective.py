@@ -70,6 +70,27 @@ def elbo_terms(model: VAE, x: Tensor, generator: torch.Generator) -> tuple[Tenso
     return rate, distortion
 
 
+def importance_weighted_loss(
+    model: VAE, x: Tensor, samples: int, beta: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A loss whose gradient is that of -log (1/K) sum_k w_k, doubly reparameterized (Tucker et al. 2019, eq. 8).
+
+    With v_k = w_k / sum_j w_j the decoder and the prior get sum_k v_k d log w_k, and the encoder, through z alone,
+    sum_k v_k^2 d log w_k: its noise does not grow with K. Here log w = -(beta * rate + distortion).
+    Returns the loss, and the mean rate and distortion of the same samples, which are the ELBO's.
+
+    Shapes: x (B, P) -> (B,), (B,), (B,).
+    """
+    mu, logvar = (part[:, None].expand(-1, samples, -1) for part in model.encode(x))  # (B, K, D)
+    z = sample_posterior(mu, logvar, generator)  # (B, K, D)
+    distortion = -bernoulli_log_prob(x[:, None], model.decode(z))  # (B, K)
+    rate = gaussian_log_prob(z, mu.detach(), logvar.detach()) - model.prior.log_prob(z)  # (B, K)
+    log_w = -(beta * rate + distortion)
+    share = torch.softmax(log_w.detach(), dim=1)  # (B, K)
+    z.register_hook(lambda gradient: share[..., None] * gradient)
+    return -(share * log_w).sum(dim=1), rate.mean(dim=1), distortion.mean(dim=1)
+
+
 def log_weights(model: VAE, x: Tensor, samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """The parts of log w = log p(x|z) + log p(z) - log q(z|x) for K samples of each image (Burda et al. 2016).
 

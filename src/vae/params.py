@@ -47,6 +47,7 @@ class Train(Section):
     initial_bias: Literal["default", "data-mean"]
     epochs: Count
     batch_size: Count
+    importance_samples: Count
     optimizer: Literal["adam", "muon"]
     learning_rate: Positive
     prior_learning_rate: Positive

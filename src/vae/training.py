@@ -123,18 +123,24 @@ class Fit:
 
         Returns the batch's mean rate and distortion, not yet waited for.
         """
+        samples = self.config.importance_samples
         with device.autocast(self.generator.device, self.config.precision):
-            rate, distortion = objective.elbo_terms(self.model, x, self.generator)
-        rate, distortion = rate.mean(), distortion.mean()  # images
+            if samples > 1:
+                loss, rate, distortion = objective.importance_weighted_loss(
+                    self.model, x, samples, beta, self.generator
+                )
+            else:
+                rate, distortion = objective.elbo_terms(self.model, x, self.generator)
+                loss = beta * rate + distortion
         self.model.zero_grad(set_to_none=True)
-        (beta * rate + distortion).backward()
+        loss.mean().backward()
         if self.config.gradient_clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
         for optimizer in self.optimizers:
             optimizer.step(factor)
         if self.average:
             self.average.update_parameters(self.model)
-        return rate.detach(), distortion.detach()
+        return rate.detach().mean(), distortion.detach().mean()
 
     def run_epoch(self, train: Tensor, validation: Tensor, binarization: str) -> Record:
         """Trains on every image once, then validates."""
