@@ -167,7 +167,7 @@ class LinearGaussian:
 
     def log_prob(self, x: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
         """log p(x|z). (..., P), (..., P) -> (...)."""
-        return Normal(means, self.deviation).log_prob(x).sum(dim=-1)
+        return Normal(means, self.deviation, validate_args=False).log_prob(x).sum(dim=-1)
 
 
 @pytest.fixture
