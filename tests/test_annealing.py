@@ -154,7 +154,7 @@ def test_a_point_is_its_definitions(linear_gaussian):
 @pytest.mark.parametrize("prior", ["standard-normal", "mixture", "flow"])
 def test_a_vae_against_quadrature(plane, log_likelihood, prior):
     """The weights of a VAE have the mean that quadrature gives, within 5 standard errors."""
-    vae, config, chains = plane(prior), settings(temperatures=8), 300
+    vae, config, chains = plane(prior), settings(temperatures=20), 300
     x = torch.bernoulli(torch.full((3, data.PIXELS), 0.4), generator=generator(7))
     with torch.no_grad():
         log_p_x = log_likelihood(vae, x)[:, None]
