@@ -1,6 +1,6 @@
 # Every target does its own set-up in .venv; there is nothing to install or to activate first.
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast lint ui setup which doctor reproduce leaderboard bench
+.PHONY: help run test test-fast lint ui setup which doctor reproduce leaderboard bounds bench
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 
@@ -56,6 +56,9 @@ data/train-images-idx3-ubyte: | setup
 leaderboard: setup  ## RECIPE=...: put the present results into metrics/leaderboard.csv and the README
 	@python pipeline/leaderboard.py params.yaml metrics/evaluation.json metrics/mlflow.json \
 	  metrics/leaderboard.csv README.md "$(RECIPE)"
+
+bounds: setup  ## check the likelihood bound by annealed importance sampling, into metrics/annealing.json
+	@python pipeline/annealing.py params.yaml data models/vae.safetensors metrics/annealing.json
 
 reproduce: setup  ## RUN=...: run a recorded MLflow run again from scratch, and compare every file
 	@python pipeline/reproduce.py params.yaml "$(RUN)"

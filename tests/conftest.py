@@ -1,13 +1,16 @@
 """Fixtures: the repository's own params.yaml with small models, a bundled data set, and float64."""
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributions import MultivariateNormal, Normal
 
-from vae import data, mirrors, params
+from vae import data, mirrors, objective, params
 from vae.model import VAE
+from vae.prior import StandardNormal
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
@@ -94,6 +97,89 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(before)
+
+
+@pytest.fixture
+def plane(vae, perturb) -> Callable[[str], VAE]:
+    """Makes a float64 model with two latents, whose posterior is as wide as a few units of a grid."""
+
+    def make(prior: str) -> VAE:
+        model = perturb(vae(prior=prior, latent_dim=2, encoder=[8], decoder=[8]), scale=0.05)
+        with torch.no_grad():
+            model.encode.layers[-1].weight.mul_(0.3)
+            model.encode.layers[-1].bias[2:] = torch.tensor([0.2, -0.3])
+        return model.double()
+
+    return make
+
+
+@pytest.fixture
+def log_likelihood() -> Callable[[VAE, torch.Tensor], torch.Tensor]:
+    """log p(x) of a model that `plane` made, as the log of the integral of p(x|z) p(z): (B, P) -> (B,)."""
+    return integral
+
+
+def integral(model: VAE, x: torch.Tensor) -> torch.Tensor:
+    """The midpoint rule on a square of 16 units."""
+    line = (torch.arange(240) + 0.5) / 15 - 8
+    z = torch.cartesian_prod(line, line)
+    parts = []
+    for part in z.split(8000):
+        logits = model.decode(part)
+        log_p_x = logits @ x.T - torch.logaddexp(logits, torch.zeros(())).sum(dim=1, keepdim=True)  # (Z, B)
+        parts.append(torch.logsumexp(log_p_x + model.prior.log_prob(part)[:, None], dim=0))
+    return torch.logsumexp(torch.stack(parts), dim=0) - math.log(15**2)
+
+
+class LinearGaussian:
+    """p(z) = N(0, I), p(x|z) = N(W z + b, s^2 I) with q(z|x) Gaussian (probabilistic PCA, Tipping & Bishop 1999).
+
+    The columns of W are orthogonal, so that the posterior N(m(x), diag(v)) is one that an encoder can give. q has the
+    mean m + shift sqrt(v) and the deviation stretch sqrt(v). `log_p_x` is log p(x) of the images `x` in closed form.
+    """
+
+    def __init__(self, shift: float, stretch: float) -> None:
+        pixels, latent_dim, images, self.deviation = 12, 4, 5, 0.6
+        generator = torch.Generator().manual_seed(3)
+        directions = torch.linalg.qr(torch.randn(pixels, latent_dim, generator=generator)).Q
+        self.weight = directions * torch.linspace(0.5, 2, latent_dim)  # (P, D)
+        self.bias = torch.randn(pixels, generator=generator)
+        self.shift, self.stretch = shift, stretch
+        self.prior = StandardNormal(params.load(ROOT / "params.yaml").model.model_copy(update={"latent_dim": 4}))
+        covariance = self.weight @ self.weight.T + self.deviation**2 * torch.eye(pixels)
+        marginal = MultivariateNormal(self.bias, covariance)
+        self.x = self.bias + torch.randn(images, pixels, generator=generator) @ torch.linalg.cholesky(covariance).T
+        self.log_p_x = marginal.log_prob(self.x)
+
+    def posterior(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and variance of p(z|x). (B, P) -> (B, D), (D,)."""
+        variance = 1 / (1 + self.weight.square().sum(dim=0) / self.deviation**2)
+        return (x - self.bias) @ self.weight * variance / self.deviation**2, variance
+
+    def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """mu and logvar of q(z|x). (B, P) -> (B, D), (B, D)."""
+        mean, variance = self.posterior(x)
+        return mean + self.shift * variance.sqrt(), (self.stretch**2 * variance).log().expand_as(mean)
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """The means of the pixels. (..., D) -> (..., P)."""
+        return z @ self.weight.T + self.bias
+
+    def log_prob(self, x: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
+        """log p(x|z). (..., P), (..., P) -> (...)."""
+        return Normal(means, self.deviation, validate_args=False).log_prob(x).sum(dim=-1)
+
+
+@pytest.fixture
+def linear_gaussian(monkeypatch, float64) -> Callable[..., LinearGaussian]:
+    """Makes a linear-Gaussian model, whose likelihood takes the Bernoulli's place in the objective."""
+
+    def make(shift: float = 0.0, stretch: float = 1.0) -> LinearGaussian:
+        model = LinearGaussian(shift, stretch)
+        monkeypatch.setattr(objective, "bernoulli_log_prob", model.log_prob)
+        return model
+
+    return make
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from torch.distributions import Normal, kl_divergence
 
 from vae import data, metrics, objective
 
-MEANS = ["neg_elbo_nats", "nll_iw_nats", "rate_nats", "distortion_nats", "neg_elbo_grey_nats"]
+MEANS = ["neg_elbo_nats", "nll_iw_nats", "rate_nats", "distortion_nats", "neg_elbo_grey_nats", "effective_sample_size"]
 OTHERS = ["importance_samples", "active_units", "bits_per_dim", "test_images", "binarization_sha256"]
 
 
@@ -32,42 +32,24 @@ def grey():
     return images.clamp(0, 255).to(torch.uint8)
 
 
-@pytest.fixture
-def plane(vae, perturb):
-    """Makes a float64 model with two latents, whose posterior is as wide as a few units of a grid."""
-
-    def make(prior: str):
-        model = perturb(vae(prior=prior, latent_dim=2, encoder=[8], decoder=[8]), scale=0.05)
-        with torch.no_grad():
-            model.encode.layers[-1].weight.mul_(0.3)
-            model.encode.layers[-1].bias[2:] = torch.tensor([0.2, -0.3])
-        return model.double()
-
-    return make
-
-
-def log_likelihood(model, x: torch.Tensor) -> torch.Tensor:
-    """log p(x) = log of the integral of p(x|z) p(z), by the midpoint rule on a square of 16 units. (B, P) -> (B,)."""
-    line = (torch.arange(240) + 0.5) / 15 - 8
-    z = torch.cartesian_prod(line, line)
-    parts = []
-    for part in z.split(8000):
-        logits = model.decode(part)
-        log_p_x = logits @ x.T - torch.logaddexp(logits, torch.zeros(())).sum(dim=1, keepdim=True)  # (Z, B)
-        parts.append(torch.logsumexp(log_p_x + model.prior.log_prob(part)[:, None], dim=0))
-    return torch.logsumexp(torch.stack(parts), dim=0) - math.log(15**2)
+def definitions(rate: torch.Tensor, distortion: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What `metrics.bounds` streams, from all samples at once. (B, K), (B, K) -> (B,) each."""
+    log_w = -(rate + distortion)
+    share = torch.softmax(log_w, dim=1)  # w over the sum of all
+    nll = math.log(log_w.shape[1]) - torch.logsumexp(log_w, dim=1)
+    return rate.mean(dim=1), distortion.mean(dim=1), nll, 1 / share.square().sum(dim=1)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("prior", ["standard-normal", "mixture", "flow"])
-def test_importance_weighted_bound_against_quadrature(plane, binary, float64, prior):
+def test_importance_weighted_bound_against_quadrature(plane, log_likelihood, binary, float64, prior):
     """With many samples it is -log p(x), image by image, within 5 standard errors of the estimate.
 
     The standard error is that of the log of a mean: the relative deviation of w over the root of K.
     """
     model, samples = plane(prior), 6000
     expected = -log_likelihood(model, binary)
-    _, _, nll = metrics.bounds(model, binary, samples, generator())
+    nll = metrics.bounds(model, binary, samples, generator()).nll
     rate, distortion = objective.log_weights(model, binary, 1000, generator(1))
     w = torch.softmax(-(rate + distortion), dim=1) * 1000  # relative to their mean
     stderr = w.std(dim=1) / math.sqrt(samples)
@@ -77,13 +59,13 @@ def test_importance_weighted_bound_against_quadrature(plane, binary, float64, pr
 
 
 @torch.no_grad()
-def test_bound_tightens_with_more_samples(plane, binary, float64):
+def test_bound_tightens_with_more_samples(plane, log_likelihood, binary, float64):
     """E[nll] does not rise with K (Burda et al. 2016, theorem 1), within 4 standard errors of repeated draws."""
     model, repeats = plane("standard-normal"), 60
     draws = {}
     for samples in (1, 2, 5, 20, 100):
         x = binary.repeat(repeats, 1)
-        _, _, nll = metrics.bounds(model, x, samples, generator(samples))
+        nll = metrics.bounds(model, x, samples, generator(samples)).nll
         draws[samples] = nll.view(repeats, len(binary)).mean(dim=1)
     bounds = [(nll.mean().item(), nll.std().item() / math.sqrt(repeats)) for nll in draws.values()]
     for (few, few_error), (more, more_error) in pairwise(bounds):
@@ -94,14 +76,76 @@ def test_bound_tightens_with_more_samples(plane, binary, float64):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("samples", [1, 2, 7, 5000])
+def test_bound_with_the_exact_posterior(linear_gaussian, float64, samples):
+    """Every weight is p(x), so the bound is -log p(x) for any K and every sample counts, to float64 rounding."""
+    model = linear_gaussian()
+    found = metrics.bounds(model, model.x, samples, generator())
+    torch.testing.assert_close(-found.nll, model.log_p_x, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.rate + found.distortion, -model.log_p_x, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.effective_sample_size, torch.full((len(model.x),), float(samples)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("shift", "stretch"), [(0.0, 1.3), (0.7, 1.3), (-0.5, 1.0)])
+def test_bound_with_another_posterior(linear_gaussian, float64, shift, stretch):
+    """Each image's bound is within 5 standard errors of -log p(x); the standard error is that of the log of a mean."""
+    model, samples = linear_gaussian(shift, stretch), 40000
+    nll = metrics.bounds(model, model.x, samples, generator()).nll
+    rate, distortion = objective.log_weights(model, model.x, samples, generator(1))
+    w = torch.exp(-(rate + distortion) - model.log_p_x[:, None])  # of mean 1
+    stderr = w.std(dim=1) / math.sqrt(samples)
+    assert (stderr < 0.02).all()
+    assert ((nll + model.log_p_x).abs() < 5 * stderr).all()
+
+
+@torch.no_grad()
+def test_bound_is_above_the_truth_and_tightens(linear_gaussian, float64):
+    """Over repeated draws the mean bound falls with K towards -log p(x) and, by 4 standard errors, not below it."""
+    model, repeats = linear_gaussian(0.7, 1.3), 1500
+    excess = []
+    for samples in (1, 3, 10, 100):
+        nll = metrics.bounds(model, model.x.repeat(repeats, 1), samples, generator(samples)).nll
+        above = (nll + model.log_p_x.repeat(repeats)).view(repeats, -1).mean(dim=1)  # (repeats,)
+        excess.append((above.mean().item(), above.std().item() / math.sqrt(repeats)))
+    for (few, few_error), (more, more_error) in pairwise(excess):
+        assert more < few - 4 * math.hypot(few_error, more_error)
+    assert excess[-1][0] > -4 * excess[-1][1]
+    assert excess[-1][0] < 0.05 * excess[0][0]
+
+
+@torch.no_grad()
+def test_effective_sample_size_against_its_expectation(linear_gaussian, float64):
+    """With many samples ESS / K is 1 / E_q[(p(z|x) / q(z|x))^2], here of two Gaussians in closed form.
+
+    For each latent, with deviation ratio r of q to the posterior and no shift, the expectation is
+    r^2 / sqrt(2 r^2 - 1).
+    """
+    stretch, samples = 1.3, 200000
+    model = linear_gaussian(0.0, stretch)
+    share = metrics.bounds(model, model.x, samples, generator()).effective_sample_size / samples
+    expected = (math.sqrt(2 * stretch**2 - 1) / stretch**2) ** model.prior.latent_dim
+    torch.testing.assert_close(share, torch.full_like(share, expected), rtol=0.01, atol=0)
+
+
+def test_weights_of_any_size():
+    """Log-weights far beyond the range of exp, in chunks: the logarithm of the mean, and the samples that count."""
+    weights = metrics.Weights(2, torch.device("cpu"))
+    weights.add(torch.tensor([[-2000.0, -2000.0], [900.0, -900.0]], dtype=torch.float64))
+    weights.add(torch.tensor([[-2000.0], [900.0]], dtype=torch.float64))
+    expected = torch.tensor([-2000.0, 900 + math.log(2 / 3)], dtype=torch.float64)
+    torch.testing.assert_close(weights.log_mean(), expected, rtol=1e-14, atol=0)
+    effective = torch.tensor([3.0, 2.0], dtype=torch.float64)
+    torch.testing.assert_close(weights.effective_sample_size(), effective, rtol=1e-11, atol=0)
+
+
+@torch.no_grad()
 def test_bounds_are_their_definitions(plane, binary, float64):
-    """Means of rate and distortion, and -(logsumexp log w - log K), from the same samples."""
+    """Means of rate and distortion, the log of the mean weight, and Kong's sample size, from the same samples."""
     model = plane("mixture")
     found = metrics.bounds(model, binary, 7, generator(3))
     rate, distortion = objective.log_weights(model, binary, 7, generator(3))
-    nll = -(torch.logsumexp(-(rate + distortion), dim=1) - math.log(7))
-    for ours, expected in zip(found, (rate.mean(dim=1), distortion.mean(dim=1), nll), strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-10)
+    torch.testing.assert_close(tuple(found), definitions(rate, distortion), rtol=1e-10, atol=1e-10)
 
 
 @torch.no_grad()
@@ -109,10 +153,12 @@ def test_bounds_are_their_definitions(plane, binary, float64):
 def test_one_sample_is_the_elbo(plane, binary, float64, prior):
     """With K = 1 the two bounds are the same number, and with more the importance-weighted one is never above."""
     model = plane(prior)
-    rate, distortion, nll = metrics.bounds(model, binary, 1, generator())
+    rate, distortion, nll, effective = metrics.bounds(model, binary, 1, generator())
     torch.testing.assert_close(nll, rate + distortion, rtol=1e-13, atol=0)
-    rate, distortion, nll = metrics.bounds(model, binary, 30, generator())
+    assert effective.tolist() == [1] * len(binary)
+    rate, distortion, nll, effective = metrics.bounds(model, binary, 30, generator())
     assert (nll < rate + distortion).all()
+    assert ((effective > 1) & (effective < 30)).all()
 
 
 @pytest.mark.parametrize("chunk", [1, 6, 11, 12, 13, 60, 10**6])
@@ -131,9 +177,7 @@ def test_chunks_of_samples(monkeypatch, plane, binary, chunk):
     found = metrics.bounds(plane("standard-normal"), binary, 25, generator())
     assert sum(used) == 25
     assert max(used) * len(binary) <= max(chunk, len(binary))
-    nll = math.log(25) - torch.logsumexp(-(rate + distortion), dim=1)
-    for ours, expected in zip(found, (rate.mean(dim=1), distortion.mean(dim=1), nll), strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-13, atol=1e-11)
+    torch.testing.assert_close(tuple(found), definitions(rate, distortion), rtol=1e-11, atol=1e-11)
 
 
 @torch.no_grad()
@@ -158,7 +202,7 @@ def test_chunks_give_the_same_means(monkeypatch, vae, grey, chunk, perturb):
         monkeypatch.setattr(metrics, "CHUNK", size)
         x = data.binarize(grey, generator(5))
         rows[size] = torch.stack(metrics.over_images(model, x, 40, generator(6), "")).double()
-    for difference in rows[chunk] - rows[4096]:  # (N,): of rate, distortion and nll
+    for difference in rows[chunk] - rows[4096]:  # (N,): of rate, distortion, nll and effective sample size
         assert 0 < difference.mean().abs() < 5 * difference.std() / math.sqrt(len(grey))
 
 
@@ -221,6 +265,7 @@ def test_evaluation_is_the_contract(vae, grey, perturb, prior):
     assert result["nll_iw_nats"] < result["neg_elbo_nats"]
     assert result["bits_per_dim"] == pytest.approx(result["nll_iw_nats"] / (784 * math.log(2)), rel=1e-12)
     assert result["importance_samples"] == 20
+    assert 1 < result["effective_sample_size"] < 20
     assert result["test_images"] == 40
     assert all(result[f"{name}_stderr"] > 0 for name in MEANS)
 
@@ -237,6 +282,7 @@ def test_evaluation_of_a_known_model(vae, grey):
         assert result[name] == pytest.approx(784 * math.log(2), rel=1e-6)
         assert result[f"{name}_stderr"] < 1e-3
     assert result["rate_nats"] == 0
+    assert result["effective_sample_size"] == pytest.approx(5, rel=1e-6)
     assert result["bits_per_dim"] == pytest.approx(1, rel=1e-6)
     assert result["active_units"] == 0
 

@@ -39,6 +39,9 @@ def test_the_key_changes_with_every_file_and_param_and_with_nothing_else(state):
     assert state.key() in keys
     state.params.write_text(text.replace("experiment: vae", "experiment: other"))
     assert state.key() in keys  # where it is recorded does not say what it is
+    assert "step_size: 0.3" in text
+    state.params.write_text(text.replace("step_size: 0.3", "step_size: 0.4"))
+    assert state.key() in keys  # no stage reads it
     state.params.write_text(text.replace("seed: 0", "seed: 1"))
     assert state.key() not in keys
 

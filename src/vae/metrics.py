@@ -3,6 +3,7 @@
 import hashlib
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,32 +36,64 @@ def chunks(total: int, size: int) -> list[int]:
     return [size] * (total // size) + ([total % size] if total % size else [])
 
 
+class Weights:
+    """The sums over k of w and of w^2 for B images, kept as logarithms, from log-weights that come in chunks."""
+
+    def __init__(self, images: int, device: torch.device) -> None:
+        self.samples = 0
+        self.log_sum = torch.full((images,), -math.inf, dtype=torch.float64, device=device)  # (B,)
+        self.log_square_sum = self.log_sum.clone()  # (B,)
+
+    def add(self, log_w: Tensor) -> None:
+        """Shapes: log_w (B, K), float64."""
+        self.samples += log_w.shape[1]
+        self.log_sum = torch.logaddexp(self.log_sum, torch.logsumexp(log_w, dim=1))
+        self.log_square_sum = torch.logaddexp(self.log_square_sum, torch.logsumexp(2 * log_w, dim=1))
+
+    def log_mean(self) -> Tensor:
+        """logsumexp_k log w_k - log K, whose mean is a lower bound on log E[w] (Burda et al. 2016, eq. 8). (B,)."""
+        return self.log_sum - math.log(self.samples)
+
+    def effective_sample_size(self) -> Tensor:
+        """(sum_k w_k)^2 / sum_k w_k^2: K where all weigh the same, 1 where one outweighs the rest (Kong 1992). (B,)."""
+        return torch.exp(2 * self.log_sum - self.log_square_sum)
+
+
+class Bounds(NamedTuple):
+    """What K samples say of each image, in nats but for the effective sample size, float64. (B,) each."""
+
+    rate: Tensor
+    distortion: Tensor
+    nll: Tensor
+    effective_sample_size: Tensor
+
+
 @torch.no_grad()
-def bounds(model: VAE, x: Tensor, samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def bounds(model: VAE, x: Tensor, samples: int, generator: torch.Generator) -> Bounds:
     """Rate, distortion and the importance-weighted bound of each image, from the same K samples.
 
     nll = -(logsumexp_k log w_k - log K) (Burda et al. 2016, eq. 8). The samples of an image come in chunks and
-    only their running logsumexp is kept.
+    only running sums are kept.
 
-    Shapes: x (B, P) -> rate (B,), distortion (B,), nll (B,), in nats, float64.
+    Shapes: x (B, P) -> (B,) each.
     """
-    log_sum = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
-    rate_sum, distortion_sum = torch.zeros_like(log_sum), torch.zeros_like(log_sum)
+    weights = Weights(len(x), x.device)
+    rate_sum, distortion_sum = torch.zeros_like(weights.log_sum), torch.zeros_like(weights.log_sum)
     for count in chunks(samples, max(1, CHUNK // len(x))):
         rate, distortion = (part.double() for part in objective.log_weights(model, x, count, generator))  # (B, K)
-        log_sum = torch.logaddexp(log_sum, torch.logsumexp(-(rate + distortion), dim=1))
+        weights.add(-(rate + distortion))
         rate_sum += rate.sum(dim=1)
         distortion_sum += distortion.sum(dim=1)
-    return rate_sum / samples, distortion_sum / samples, math.log(samples) - log_sum
+    return Bounds(rate_sum / samples, distortion_sum / samples, -weights.log_mean(), weights.effective_sample_size())
 
 
-def over_images(model: VAE, images: Tensor, samples: int, generator: torch.Generator, label: str) -> list[Tensor]:
+def over_images(model: VAE, images: Tensor, samples: int, generator: torch.Generator, label: str) -> Bounds:
     """`bounds` for all images, (N,) each, with a progress bar."""
     size = max(1, min(len(images), CHUNK // min(samples, 64)))
     parts = []
     for batch in tqdm(images.split(size), desc=label, disable=None, leave=False):
         parts.append(bounds(model, batch, samples, generator))
-    return [torch.cat(column) for column in zip(*parts, strict=True)]
+    return Bounds(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 @torch.no_grad()
@@ -99,15 +132,16 @@ def evaluate(model: VAE, grey: Tensor, samples: int, grey_samples: int, seed: in
     """
     generator = torch.Generator(grey.device).manual_seed(seed)
     x = data.binarize(grey, generator)  # (N, P)
-    rate, distortion, nll = over_images(model, x, samples, generator, f"importance-weighted bound, K={samples}")
-    grey_rate, grey_distortion, _ = over_images(model, data.unit(grey), grey_samples, generator, "grey values")
+    binary = over_images(model, x, samples, generator, f"importance-weighted bound, K={samples}")
+    score = over_images(model, data.unit(grey), grey_samples, generator, "grey values")
     mu, _ = posterior(model, x)
     means = {
-        "neg_elbo_nats": mean(rate + distortion),
-        "nll_iw_nats": mean(nll),
-        "rate_nats": mean(rate),
-        "distortion_nats": mean(distortion),
-        "neg_elbo_grey_nats": mean(grey_rate + grey_distortion),
+        "neg_elbo_nats": mean(binary.rate + binary.distortion),
+        "nll_iw_nats": mean(binary.nll),
+        "rate_nats": mean(binary.rate),
+        "distortion_nats": mean(binary.distortion),
+        "neg_elbo_grey_nats": mean(score.rate + score.distortion),
+        "effective_sample_size": mean(binary.effective_sample_size),
     }
     result: dict[str, float | int | str] = {name: item.value for name, item in means.items()}
     result |= {f"{name}_stderr": item.stderr for name, item in means.items()}

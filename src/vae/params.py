@@ -76,6 +76,15 @@ class Generate(Section):
     interpolations: Annotated[int, Field(ge=1, le=100)]
 
 
+class Annealing(Section):
+    seed: Seed
+    images: Count
+    chains: Count
+    temperatures: Annotated[int, Field(ge=2, le=2**31 - 1)]
+    leapfrog_steps: Count
+    step_size: Positive
+
+
 class Track(Section):
     experiment: Name
     registered_model: Name
@@ -88,6 +97,7 @@ class Params(Section):
     evaluate: Evaluate
     generate: Generate
     track: Track
+    annealing: Annealing
 
 
 def _explain(error: ValidationError, path: Path) -> str:

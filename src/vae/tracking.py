@@ -41,6 +41,7 @@ FINAL_STEP = 0  # of test metrics and pictures: the UI lays runs side by side at
 SOURCE = "dvc.yaml"  # what the UI shows as the source of a run
 CHAMPION, CHAMPION_METRIC = "champion", "val_neg_elbo_nats"
 CURVE_NAMES = {"rate_nats": "train_rate_nats", "distortion_nats": "train_distortion_nats"}
+NO_STAGE = "annealing"  # the section of params.yaml that no stage reads: it is no part of a state
 REQUIREMENTS = ("mlflow", "numpy", "pydantic", "pyyaml", "safetensors", "torch")  # of the model that is served
 
 
@@ -230,7 +231,7 @@ class State:
 
     def key(self) -> str:
         """The hash of all content: the same state has the same key on any machine."""
-        digest = hashlib.sha256(load(self.params).model_dump_json(exclude={"track"}).encode())
+        digest = hashlib.sha256(load(self.params).model_dump_json(exclude={"track", NO_STAGE}).encode())
         for root in (self.data, *self.outputs()):
             for path in files_below(root):
                 digest.update(f"{path.relative_to(root)} {file_sha256(path)}\n".encode())
@@ -434,7 +435,8 @@ def _write(store: Store, state: State, config: Params, key: str) -> str:
         client.update_run(run_id, name=name)
         curves = read_curves(state.curves)
         stored = {point.step for point in client.get_metric_history(run_id, CHAMPION_METRIC)}
-        store.log_params(run_id, leaves(config))
+        used = {name: value for name, value in leaves(config).items() if not name.startswith(NO_STAGE)}
+        store.log_params(run_id, used)
         store.log_metrics(run_id, [row for row in curves if row[0] not in stored])
         evaluation = json.loads(state.evaluation.read_text())
         final = {name: float(value) for name, value in evaluation.items() if not isinstance(value, str)}

@@ -1,0 +1,237 @@
+"""Annealed importance sampling: against closed forms and quadrature, from both sides, within standard errors."""
+
+import json
+import math
+
+import pytest
+import torch
+import yaml
+
+from pipeline import annealing as script
+from vae import annealing, data, model, objective
+from vae.errors import InputError
+from vae.params import Annealing
+
+pytestmark = pytest.mark.usefixtures("float64")
+Q = (0.5, 1.15)  # the shift and stretch of a q(z|x) that is not the posterior
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def settings(**fields: object) -> Annealing:
+    """A section with short chains, and with the fields that are given."""
+    short = {"seed": 0, "images": 6, "chains": 8, "temperatures": 4, "leapfrog_steps": 3, "step_size": 0.4}
+    return Annealing(**(short | fields))
+
+
+def posterior_sample(gaussian, chains: int) -> torch.Tensor:
+    """Exact samples of p(z|x). (B, C, D)."""
+    mean, variance = gaussian.posterior(gaussian.x)
+    eps = torch.randn(len(mean), chains, mean.shape[1], generator=generator(9))
+    return mean[:, None] + variance.sqrt() * eps
+
+
+def q_sample(path: annealing.Path, chains: int) -> torch.Tensor:
+    """Samples of q(z|x). (B, C, D)."""
+    mu, logvar = (part.expand(-1, chains, -1) for part in (path.mu, path.logvar))
+    return objective.sample_posterior(mu, logvar, generator(9))
+
+
+def assert_mean_of_one(w: torch.Tensor) -> None:
+    """The mean over chains is within 5 standard errors of 1 for each image, with errors that say something."""
+    stderr = w.std(dim=1) / math.sqrt(w.shape[1])
+    assert ((stderr > 0) & (stderr < 0.1)).all()
+    assert ((w.mean(dim=1) - 1).abs() < 5 * stderr).all()
+
+
+@pytest.mark.parametrize("temperatures", [2, 3, 10])
+def test_weights_are_unbiased(linear_gaussian, temperatures):
+    """E[w] = p(x) on the way there and 1 / p(x) on the way back, for any number of temperatures."""
+    gaussian, config, chains = linear_gaussian(*Q), settings(temperatures=temperatures), 8000
+    path, there = annealing.path_of(gaussian, gaussian.x), annealing.schedule(temperatures)
+    log_w = annealing.anneal(path, q_sample(path, chains), there, config, generator())
+    assert_mean_of_one(torch.exp(log_w - gaussian.log_p_x[:, None]))
+    log_w = annealing.anneal(path, posterior_sample(gaussian, chains), there[::-1], config, generator())
+    assert_mean_of_one(torch.exp(log_w + gaussian.log_p_x[:, None]))
+
+
+def test_the_bounds_enclose_the_truth_and_close_in(linear_gaussian):
+    """The mean log-weights are below and above log p(x), by 5 standard errors, and nearer with more temperatures."""
+    gaussian, chains = linear_gaussian(*Q), 500
+    path = annealing.path_of(gaussian, gaussian.x)
+    starts = q_sample(path, chains), posterior_sample(gaussian, chains)
+    gaps = {}
+    for temperatures in (2, 6, 30):
+        there, config = annealing.schedule(temperatures), settings(temperatures=temperatures)
+        lower = annealing.anneal(path, starts[0], there, config, generator()) - gaussian.log_p_x[:, None]
+        upper = -annealing.anneal(path, starts[1], there[::-1], config, generator()) - gaussian.log_p_x[:, None]
+        for side in (-lower, upper):
+            assert side.mean() > 5 * side.std() / math.sqrt(side.numel())
+        gaps[temperatures] = (upper.mean() - lower.mean()).item()
+    assert gaps[6] < 0.5 * gaps[2]
+    assert gaps[30] < 0.3 * gaps[6]
+
+
+def test_with_the_exact_posterior_nothing_is_uncertain(linear_gaussian):
+    """Where q is p(z|x) all chains weigh p(x), whatever they do on the way."""
+    gaussian = linear_gaussian()
+    path, there = annealing.path_of(gaussian, gaussian.x), annealing.schedule(5)
+    for z, direction, sign in ((q_sample(path, 3), there, 1), (posterior_sample(gaussian, 3), there[::-1], -1)):
+        log_w = annealing.anneal(path, z, direction, settings(), generator())
+        torch.testing.assert_close(log_w, sign * gaussian.log_p_x[:, None].expand(-1, 3), rtol=1e-11, atol=0)
+
+
+@pytest.mark.parametrize("step_size", [0.3, 1.2])
+@pytest.mark.parametrize("t", [0.0, 0.4, 1.0])
+def test_a_transition_keeps_its_density(linear_gaussian, t, step_size):
+    """Exact samples of f_t, a Gaussian here, keep their mean, variance and correlations within 5 standard errors.
+
+    Also with steps so large that the dynamics alone are wrong and it is the acceptance that makes it right.
+    """
+    gaussian, chains = linear_gaussian(*Q), 20000
+    path = annealing.path_of(gaussian, gaussian.x[:1])
+    mean, variance = gaussian.posterior(gaussian.x[:1])
+    precision = (1 - t) * torch.exp(-path.logvar[0]) + t / variance  # (1, D)
+    center = ((1 - t) * torch.exp(-path.logvar[0]) * path.mu[0] + t * mean / variance) / precision
+    z = center + torch.randn(1, chains, mean.shape[1], generator=generator(1)) * precision.rsqrt()
+    point = path.at(path.coordinates(z))
+    config, noise = settings(step_size=step_size), generator(2)
+    for _ in range(5):
+        point = annealing.transition(path, point, t, config, noise)
+    moved = path.mu + torch.exp(0.5 * path.logvar) * point.eps
+    share = (moved - z).ne(0).double().mean()
+    assert share > 0.5  # most chains have moved
+    scaled = ((moved - center) * precision.sqrt())[0]  # (C, D), N(0, I) still
+    assert (scaled.mean(dim=0).abs() < 5 / math.sqrt(chains)).all()
+    assert ((scaled.var(dim=0) - 1).abs() < 5 * math.sqrt(2 / chains)).all()
+    assert ((torch.corrcoef(scaled.T) - torch.eye(scaled.shape[1])).abs() < 5 / math.sqrt(chains)).all()
+
+
+def test_a_chain_finds_its_density(linear_gaussian):
+    """From a far start the moments of p(z|x) are reached: a transition that stood still would keep any density."""
+    gaussian, chains = linear_gaussian(*Q), 5000
+    path = annealing.path_of(gaussian, gaussian.x[:1])
+    mean, variance = gaussian.posterior(gaussian.x[:1])
+    point, noise = path.at(torch.full((1, chains, mean.shape[1]), 3.0)), generator()
+    for _ in range(40):
+        point = annealing.transition(path, point, 1.0, settings(), noise)
+    z = (path.mu + torch.exp(0.5 * path.logvar) * point.eps)[0]
+    scaled = (z - mean) / variance.sqrt()
+    assert (scaled.mean(dim=0).abs() < 5 / math.sqrt(chains)).all()
+    assert ((scaled.var(dim=0) - 1).abs() < 5 * math.sqrt(2 / chains)).all()
+
+
+def test_the_dynamics_are_reversible(linear_gaussian):
+    """With the momentum turned round they lead back to where they came from."""
+    gaussian = linear_gaussian(*Q)
+    path = annealing.path_of(gaussian, gaussian.x)
+    point = path.at(torch.randn(5, 3, 4, generator=generator()))
+    momentum = torch.randn(5, 3, 4, generator=generator(1))
+    there, end = annealing.leapfrog(path, point, momentum, 0.6, settings())
+    back, start = annealing.leapfrog(path, there, -end, 0.6, settings())
+    assert (there.eps - point.eps).abs().min() > 1e-3
+    torch.testing.assert_close((back.eps, -start), (point.eps, momentum), rtol=1e-10, atol=1e-12)
+
+
+def test_a_point_is_its_definitions(linear_gaussian):
+    """log f_t and its gradient, by autograd through both densities."""
+    gaussian = linear_gaussian(*Q)
+    path = annealing.path_of(gaussian, gaussian.x)
+    eps = torch.randn(5, 3, 4, generator=generator(), requires_grad=True)
+    z = path.mu + torch.exp(0.5 * path.logvar) * eps
+    log_q = objective.gaussian_log_prob(z, path.mu, path.logvar)
+    log_joint = gaussian.log_prob(gaussian.x[:, None], gaussian.decode(z)) + gaussian.prior.log_prob(z)
+    log_f = 0.7 * log_q + 0.3 * log_joint
+    point = path.at(eps)
+    torch.testing.assert_close(point.log_f(0.3), log_f.detach(), rtol=1e-12, atol=1e-12)
+    (force,) = torch.autograd.grad(log_f.sum(), eps)
+    torch.testing.assert_close(point.force(0.3), force, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(path.coordinates(z), eps, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("prior", ["standard-normal", "mixture", "flow"])
+def test_a_vae_against_quadrature(plane, log_likelihood, prior):
+    """The weights of a VAE have the mean that quadrature gives, within 5 standard errors."""
+    vae, config, chains = plane(prior), settings(temperatures=20), 300
+    x = torch.bernoulli(torch.full((3, data.PIXELS), 0.4), generator=generator(7))
+    with torch.no_grad():
+        log_p_x = log_likelihood(vae, x)[:, None]
+    path, there = annealing.path_of(vae, x), annealing.schedule(config.temperatures)
+    log_w = annealing.anneal(path, q_sample(path, chains), there, config, generator())
+    assert_mean_of_one(torch.exp(log_w - log_p_x))
+
+
+@pytest.mark.parametrize("prior", ["standard-normal", "mixture", "flow"])
+def test_both_bounds_of_a_vae_against_quadrature(plane, log_likelihood, prior):
+    """On images that the model made the bounds enclose -log p(x), to 5 standard errors of the mean over images."""
+    vae, config = plane(prior), settings(temperatures=20, chains=4)
+    x, z = annealing.simulate(vae, 30, generator(5))
+    with torch.no_grad():
+        nll = -log_likelihood(vae, x)
+    above = annealing.upper_bound(vae, x, config, generator()) - nll
+    below = nll - annealing.lower_bound(vae, x, z, config, generator())
+    for side in (above, below):
+        assert side.mean() > -5 * side.std() / math.sqrt(len(x))
+        assert side.abs().mean() < 1
+
+
+@pytest.mark.parametrize("architecture", ["mlp", "conv"])
+@pytest.mark.parametrize("prior", ["standard-normal", "mixture", "flow"])
+def test_evaluation_is_of_its_seed_alone(vae, perturb, prior, architecture):
+    """Every kind of model gives finite numbers of float32, bit for bit the same for the same seed."""
+    torch.set_default_dtype(torch.float32)
+    network = perturb(vae(prior=prior, architecture=architecture)).requires_grad_(False)
+    x = torch.bernoulli(torch.full((6, data.PIXELS), 0.4), generator=generator(7))
+    first = annealing.evaluate(network, x, 3, settings())
+    torch.manual_seed(99)
+    assert annealing.evaluate(network, x, 3, settings()) == first
+    assert annealing.evaluate(network, x, 3, settings(seed=1))["nll_ais_nats"] != first["nll_ais_nats"]
+    assert all(math.isfinite(value) for value in first.values())
+    gap = first["simulated_upper_nats"] - first["simulated_lower_nats"]
+    assert first["simulated_gap_nats"] == pytest.approx(gap, abs=1e-9)
+    assert gap > -5 * first["simulated_gap_nats_stderr"]
+    assert first["iw_minus_ais_nats"] == pytest.approx(first["nll_iw_nats"] - first["nll_ais_nats"], abs=1e-9)
+
+
+def test_diverged_dynamics_are_refused(linear_gaussian):
+    """A proposal of NaN or infinity is never accepted."""
+    gaussian = linear_gaussian(*Q)
+    path = annealing.path_of(gaussian, gaussian.x)
+    point = path.at(torch.randn(5, 3, 4, generator=generator()))
+    config = settings(step_size=1e200, leapfrog_steps=5)
+    moved = annealing.transition(path, point, 1.0, config, generator())
+    assert all(torch.equal(new, old) for new, old in zip(moved, point, strict=True))
+
+
+@pytest.fixture
+def files(tmp_path, root, vae):
+    """A small model's file, and a function that writes params.yaml with some fields of its section `annealing`."""
+    torch.set_default_dtype(torch.float32)
+    model.save(vae(), tmp_path / "vae.safetensors")
+
+    def params(**fields: object):
+        tree = yaml.safe_load((root / "params.yaml").read_text())
+        tree["annealing"] |= fields
+        tree["train"] |= {"device": "cpu", "threads": 1}
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree))
+        return tmp_path / "params.yaml"
+
+    return params, tmp_path / "vae.safetensors", tmp_path / "metrics/annealing.json"
+
+
+def test_the_script_writes_what_it_measured(files, digits_folder, capsys):
+    """The file has the numbers and the settings that they come from."""
+    params, weights, result = files
+    script.main(params(images=5, chains=2, temperatures=3), digits_folder, weights, result)
+    values = json.loads(result.read_text())
+    assert (values["images"], values["chains"], values["temperatures"]) == (5, 2, 3)
+    assert f"{values['nll_ais_nats']:.2f}" in capsys.readouterr().out
+
+
+def test_more_images_than_there_are(files, digits_folder):
+    """The key is named, with how many there are."""
+    params, weights, result = files
+    with pytest.raises(InputError, match=r"annealing\.images: 5000, but there are \d+"):
+        script.main(params(images=5000), digits_folder, weights, result)
