@@ -39,6 +39,10 @@ def test_the_key_changes_with_every_file_and_param_and_with_nothing_else(state):
     assert state.key() in keys
     state.params.write_text(text.replace("experiment: vae", "experiment: other"))
     assert state.key() in keys  # where it is recorded does not say what it is
+    for own in ("searched: 1000", "shift: 1"):  # of quality/dvc.yaml, which makes none of these files
+        assert own in text
+        state.params.write_text(text.replace(own, f"{own}0"))
+        assert state.key() in keys
     state.params.write_text(text.replace("seed: 0", "seed: 1"))
     assert state.key() not in keys
 

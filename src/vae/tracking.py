@@ -40,6 +40,7 @@ METRICS_AT_ONCE = 1000
 FINAL_STEP = 0  # of test metrics and pictures: the UI lays runs side by side at equal steps
 SOURCE = "dvc.yaml"  # what the UI shows as the source of a run
 CHAMPION, CHAMPION_METRIC = "champion", "val_neg_elbo_nats"
+NO_PART = {"track", "classifier", "quality"}  # sections of params.yaml that none of a state's files depend on
 CURVE_NAMES = {"rate_nats": "train_rate_nats", "distortion_nats": "train_distortion_nats"}
 REQUIREMENTS = ("mlflow", "numpy", "pydantic", "pyyaml", "safetensors", "torch")  # of the model that is served
 
@@ -230,7 +231,7 @@ class State:
 
     def key(self) -> str:
         """The hash of all content: the same state has the same key on any machine."""
-        digest = hashlib.sha256(load(self.params).model_dump_json(exclude={"track"}).encode())
+        digest = hashlib.sha256(load(self.params).model_dump_json(exclude=NO_PART).encode())
         for root in (self.data, *self.outputs()):
             for path in files_below(root):
                 digest.update(f"{path.relative_to(root)} {file_sha256(path)}\n".encode())
