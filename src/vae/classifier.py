@@ -73,15 +73,14 @@ def fit(images: Tensor, labels: Tensor, config: Classifier) -> Network:
     optimizer = Adam(network.parameters(), config.learning_rate)
     generator = torch.Generator().manual_seed(config.seed)
     steps = config.epochs * math.ceil(len(images) / config.batch_size)
-    with tqdm(total=steps, unit="batch", disable=None) as bar:
-        for _ in range(config.epochs):
-            for batch in torch.randperm(len(images), generator=generator).split(config.batch_size):
-                logits = network(shift(unit(images[batch]), config.shift, generator))  # (B, C)
-                loss = F.cross_entropy(logits, labels[batch].long())  # images
-                network.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step(rate_factor(bar.n, steps, config.warmup_steps))
-                bar.update()
+    orders = (torch.randperm(len(images), generator=generator) for _ in range(config.epochs))
+    batches = (batch for order in orders for batch in order.split(config.batch_size))
+    for step, batch in enumerate(tqdm(batches, total=steps, unit="batch", disable=None)):
+        logits = network(shift(unit(images[batch]), config.shift, generator))  # (B, C)
+        loss = F.cross_entropy(logits, labels[batch].long())  # images
+        network.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step(rate_factor(step, steps, config.warmup_steps))
     if not math.isfinite(loss.item()):
         raise InputError("the classifier's training diverged: lower classifier.learning_rate")
     return network.eval()
