@@ -1,4 +1,4 @@
-"""dvc.yaml says what the stages really read and run."""
+"""dvc.yaml and quality/dvc.yaml say what the stages really read and run."""
 
 import ast
 from pathlib import Path
@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-FILE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
-STAGES, PROGRAMS = FILE["stages"], FILE["vars"][0]
+MAIN, QUALITY = (yaml.safe_load((ROOT / name).read_text()) for name in ("dvc.yaml", "quality/dvc.yaml"))
+STAGES, PROGRAMS = MAIN["stages"] | QUALITY["stages"], MAIN["vars"][0]
 OBSERVERS = {"src/vae/live.py", "src/vae/tracking.py"}  # they only watch: a change must not cause a retrain
 
 
@@ -37,7 +37,13 @@ def closure(path: Path, observers: frozenset[str]) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("stage", ["download", "train", "evaluate", "generate"])
+def outputs(spec: dict) -> set[str]:
+    """The paths that a stage writes."""
+    listed = [*spec["outs"], *spec.get("metrics", [])]
+    return {next(iter(item)) if isinstance(item, dict) else item for item in listed}
+
+
+@pytest.mark.parametrize("stage", ["download", "train", "evaluate", "generate", "classifier", "quality"])
 def test_code_dependencies_are_the_import_closure(stage):
     script = next(word for word in STAGES[stage]["cmd"].split() if word.startswith("pipeline/"))
     declared = {dep for dep in STAGES[stage]["deps"] if dep.endswith(".py")}
@@ -48,8 +54,7 @@ def test_code_dependencies_are_the_import_closure(stage):
 def test_every_path_of_a_command_is_declared(stage):
     """A stage reads and writes what its argv names, so argv and deps and outs must agree."""
     spec = STAGES[stage]
-    listed = [*spec["deps"], *spec["outs"], *spec.get("metrics", [])]
-    declared = {next(iter(item)) if isinstance(item, dict) else item for item in listed}
+    declared = {*spec["deps"], *outputs(spec)}
     if stage == "train":
         declared.add("metrics/mlflow.json")  # the output of `track`, which a new training makes void
     argv = [word for word in spec["cmd"].split() if "=" not in word][1:]
@@ -69,7 +74,32 @@ def test_no_param_reaches_a_shell():
         program, _, rest = spec["cmd"].partition(" ")
         assert program.removeprefix("${").removesuffix("}") in PROGRAMS
         assert "$" not in rest
+    assert QUALITY["vars"][0].items() <= PROGRAMS.items()  # said twice, and the same
     assert not PROGRAMS.keys() & yaml.safe_load((ROOT / "params.yaml").read_text()).keys()
+
+
+def test_the_quality_of_samples_is_apart():
+    """`dvc repro` runs the five stages of dvc.yaml, which know nothing of those in quality/, not even their params."""
+    assert list(MAIN["stages"]) == ["download", "train", "evaluate", "generate", "track"]
+    made = {path for spec in QUALITY["stages"].values() for path in outputs(spec)}
+    for spec in MAIN["stages"].values():
+        assert not made & set(spec["deps"])
+        assert not {param.partition(".")[0] for param in spec["params"]} & QUALITY["stages"].keys()
+    assert all(spec["wdir"] == ".." for spec in QUALITY["stages"].values())
+
+
+def test_the_classifier_does_not_depend_on_the_vae():
+    """It is fitted once for all models that it measures."""
+    deps = {path for path in QUALITY["stages"]["classifier"]["deps"] if not path.endswith(".py")}
+    assert deps == {"data"}
+    assert QUALITY["stages"]["classifier"]["params"] == ["classifier", "data.validation"]
+
+
+def test_no_result_of_quality_is_in_the_cache_alone():
+    """Else `dvc checkout` and `dvc exp apply` would fail in a clone where quality/dvc.yaml never ran."""
+    for spec in QUALITY["stages"].values():
+        for item in [*spec["outs"], *spec["metrics"]]:
+            assert next(iter(item.values())) == {"cache": False}
 
 
 def test_the_closure_finds_imports_inside_functions(tmp_path):

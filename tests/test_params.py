@@ -124,6 +124,10 @@ def test_what_is_no_number_is_refused(tree, section, key, text):
         ("track", "experiment", "'a b'"),
         ("track", "experiment", "''"),
         ("track", "registered_model", "a/b"),
+        ("classifier", "channels", "[16]"),
+        ("classifier", "shift", "-1"),
+        ("quality", "samples", "1"),
+        ("quality", "neighbours", "0"),
     ],
 )
 def test_wrong_values_are_refused(tree, section, key, text):

@@ -31,6 +31,8 @@ TINY = {
     "train": {"epochs": 3, "batch_size": 128, "threads": 1},
     "evaluate": {"importance_samples": 4, "grey_samples": 2},
     "generate": {"rows": 3, "columns": 3, "interpolations": 2},
+    "classifier": {"channels": [4, 8], "features": 8, "epochs": 4, "batch_size": 32, "warmup_steps": 5, "threads": 1},
+    "quality": {"samples": 100, "searched": 20},
 }
 BITWISE = ("models/vae.safetensors", "metrics/train.csv", "metrics/evaluation.json", "samples/grid.png")
 WAIT_SECONDS = 120
@@ -102,7 +104,8 @@ class Project:
         run = self.client.get_run(run_id)
         assert run.info.status == "FINISHED"
         tree = yaml.safe_load(self.text(run_id, "params.yaml"))
-        del tree[tracking.NO_STAGE]
+        for section in tracking.TOOLS:
+            del tree[section]
         leaves = {f"{section}.{key}": str(value) for section, keys in tree.items() for key, value in keys.items()}
         assert set(run.data.params) == set(leaves)
         assert float(run.data.params["train.learning_rate"]) == float(leaves["train.learning_rate"])
@@ -139,7 +142,7 @@ def project(tmp_path_factory):
     files = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
     ).stdout.splitlines()
-    generated = ("dvc.lock", "metrics/", "plots/", "samples/", "docs/")
+    generated = ("dvc.lock", "quality/dvc.lock", "models/", "metrics/", "plots/", "samples/", "docs/")
     for name in files:
         if not name.startswith(generated) and (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -525,3 +528,24 @@ def test_bad_input_is_one_line_that_names_the_thing(project):
     assert "nowhere" in error(missing)
     model.unlink()
     shutil.rmtree(project.folder / "out", ignore_errors=True)
+
+
+def test_the_quality_of_samples_is_measured_apart_from_the_pipeline(project):
+    """For `dvc repro` nothing changes; the classifier is fitted once, whatever becomes of the VAE."""
+    before = project.runs()
+    printed = project.dvc("repro", "quality/dvc.yaml").stdout
+    assert "Stage 'train' didn't change" in printed  # what it needs comes first
+    assert "Running stage 'quality/dvc.yaml:classifier'" in printed
+    found = json.loads((project.folder / "metrics/quality.json").read_text())
+    assert found["frechet_grey"] > found["frechet_grey_floor"] > 0
+    assert sum(found["class_shares"]) == pytest.approx(1)
+    assert (project.folder / "metrics/nearest.png").is_file()
+    assert "up to date" in project.dvc("repro").stdout
+
+    project.commit()
+    project.dvc("exp", "run", "--pipeline", "quality/dvc.yaml", "--set-param", "train.seed=15")
+    assert project.runs().keys() - before.keys() == {project.recorded()}
+    project.assert_whole(project.recorded())
+    changed = json.loads((project.folder / "metrics/quality.json").read_text())
+    assert changed["classifier_sha256"] == found["classifier_sha256"]
+    assert changed["frechet_grey"] != found["frechet_grey"]

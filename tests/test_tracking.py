@@ -42,6 +42,10 @@ def test_the_key_changes_with_every_file_and_param_and_with_nothing_else(state):
     assert "step_size: 0.3" in text
     state.params.write_text(text.replace("step_size: 0.3", "step_size: 0.4"))
     assert state.key() in keys  # no stage reads it
+    for own in ("searched: 1000", "shift: 1"):  # of quality/dvc.yaml, which makes none of these files
+        assert own in text
+        state.params.write_text(text.replace(own, f"{own}0"))
+        assert state.key() in keys
     state.params.write_text(text.replace("seed: 0", "seed: 1"))
     assert state.key() not in keys
 

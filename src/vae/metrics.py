@@ -13,7 +13,7 @@ from vae import data, objective
 from vae.model import VAE
 
 ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, section 5.2
-CHUNK = 4096  # decoded images held at a time: 13 MB of float32 pixels
+CHUNK = 2048  # decoded images held at a time: 6 MB of float32 pixels
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,25 @@ class Track(Section):
     registered_model: Name
 
 
+class Classifier(Section):
+    seed: Seed
+    channels: Annotated[list[Width], Field(min_length=2, max_length=2)]
+    features: Width
+    epochs: Count
+    batch_size: Count
+    learning_rate: Positive
+    warmup_steps: Count
+    shift: Annotated[int, Field(ge=0, le=14)]
+    threads: Annotated[int, Field(ge=1, le=1024)]
+
+
+class Quality(Section):
+    seed: Seed
+    samples: Annotated[int, Field(ge=2, le=10**6)]
+    neighbours: Annotated[int, Field(ge=1, le=100)]
+    searched: Count
+
+
 class Params(Section):
     data: Data
     model: Model
@@ -98,6 +117,8 @@ class Params(Section):
     generate: Generate
     track: Track
     annealing: Annealing
+    classifier: Classifier
+    quality: Quality
 
 
 def _explain(error: ValidationError, path: Path) -> str:

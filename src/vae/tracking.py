@@ -40,8 +40,8 @@ METRICS_AT_ONCE = 1000
 FINAL_STEP = 0  # of test metrics and pictures: the UI lays runs side by side at equal steps
 SOURCE = "dvc.yaml"  # what the UI shows as the source of a run
 CHAMPION, CHAMPION_METRIC = "champion", "val_neg_elbo_nats"
+TOOLS = {"annealing", "classifier", "quality"}  # sections of params.yaml that no stage of dvc.yaml reads
 CURVE_NAMES = {"rate_nats": "train_rate_nats", "distortion_nats": "train_distortion_nats"}
-NO_STAGE = "annealing"  # the section of params.yaml that no stage reads: it is no part of a state
 REQUIREMENTS = ("mlflow", "numpy", "pydantic", "pyyaml", "safetensors", "torch")  # of the model that is served
 
 
@@ -231,7 +231,7 @@ class State:
 
     def key(self) -> str:
         """The hash of all content: the same state has the same key on any machine."""
-        digest = hashlib.sha256(load(self.params).model_dump_json(exclude={"track", NO_STAGE}).encode())
+        digest = hashlib.sha256(load(self.params).model_dump_json(exclude=TOOLS | {"track"}).encode())
         for root in (self.data, *self.outputs()):
             for path in files_below(root):
                 digest.update(f"{path.relative_to(root)} {file_sha256(path)}\n".encode())
@@ -270,7 +270,7 @@ def working_tree_diff(outputs: list[Path]) -> str:
         git("read-tree", "HEAD", **index)
         git("add", "--all", **index)
         folders = {path if path.is_dir() else path.parent for path in outputs}
-        own = [f":(exclude){path}" for path in [*sorted(folders), "dvc.lock"]]
+        own = [":(exclude,glob)**/dvc.lock"] + [f":(exclude){path}" for path in sorted(folders)]
         return git("diff", "--cached", "--binary", "HEAD", "--", ".", *own, **index)
 
 
@@ -435,7 +435,7 @@ def _write(store: Store, state: State, config: Params, key: str) -> str:
         client.update_run(run_id, name=name)
         curves = read_curves(state.curves)
         stored = {point.step for point in client.get_metric_history(run_id, CHAMPION_METRIC)}
-        used = {name: value for name, value in leaves(config).items() if not name.startswith(NO_STAGE)}
+        used = {name: value for name, value in leaves(config).items() if name.partition(".")[0] not in TOOLS}
         store.log_params(run_id, used)
         store.log_metrics(run_id, [row for row in curves if row[0] not in stored])
         evaluation = json.loads(state.evaluation.read_text())
