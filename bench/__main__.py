@@ -146,4 +146,4 @@ def rounded(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main(*(Path(word).resolve() for word in sys.argv[1:]))
