@@ -47,8 +47,8 @@ which: setup  ## NAME=...: which run is this experiment, or which experiment is 
 doctor: setup  ## find runs and experiments that have lost each other; MEND=1 mends them
 	@python pipeline/doctor.py params.yaml metrics/mlflow.json $(if $(MEND),--mend)
 
-bench: setup data/train-images-idx3-ubyte  ## times beside the origin's and the machine's limit, into metrics/bench.json
-	@PYTHONPATH=. python -m bench data metrics/bench.json README.md
+bench: setup data/train-images-idx3-ubyte  ## PART=speed, quality, cost, growth, or all: into metrics/bench.json
+	@PYTHONPATH=. python -m bench data metrics/bench.json README.md $(PART)
 
 data/train-images-idx3-ubyte: | setup
 	dvc repro download

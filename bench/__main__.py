@@ -9,6 +9,7 @@ import os
 import platform
 import sys
 import tempfile
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,9 @@ def show(values: dict[str, Any], indent: str = "") -> None:
         if isinstance(value, dict):
             print(f"{indent}{name}")
             show(value, indent + "  ")
+        elif isinstance(value, list):
+            for line in value:
+                print(f"{line['what']:45s} {line['seconds']:8.2f} s  {line['peak_mib'] or 0:6.0f} MiB")
         else:
             print(
                 f"{indent}{name:{40 - len(indent)}} {value:.2f}"
@@ -114,25 +118,24 @@ def show(values: dict[str, Any], indent: str = "") -> None:
             )
 
 
-def main(mnist: Path, result: Path, readme: Path) -> None:
-    """Measures everything, and writes `result` and the README's tables."""
+def main(mnist: Path, result: Path, readme: Path, parts: list[str]) -> None:
+    """Measures the parts, all where none is named, and writes `result` (other parts stay) and the README's tables."""
+    torch.set_num_threads(2)
+    figures = json.loads(result.read_text()) if result.is_file() else {}
+    figures |= {"machine": machine(), "threads": 2}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        figures: dict[str, Any] = {"machine": machine()}
-        torch.set_num_threads(2)
-        for part in (
-            lambda: {"threads": 2} | speed(folder, mnist),
-            lambda: to_origin_quality(folder, mnist),
-            lambda: cost.fixed_cost(folder / "project", mnist),
-        ):
-            values = part()
+        measured: dict[str, Callable[[], dict[str, Any]]] = {
+            "speed": lambda: speed(folder, mnist),
+            "quality": lambda: to_origin_quality(folder, mnist),
+            "cost": lambda: cost.fixed_cost(folder / "cost", mnist),
+            "growth": lambda: {"growth": growth.growth(folder / "growth", mnist)},
+        }
+        for part in parts or measured:
+            values = rounded(measured[part]())
             show(values)
             figures |= values
-        figures["growth"] = growth.growth(folder / "growth", mnist, folder / "project")
-        for line in figures["growth"]:
-            print(f"{line['what']:45s} {line['seconds']:8.2f} s  {line['peak_mib'] or 0:6.0f} MiB")
-    figures = rounded(figures)
-    result.write_text(json.dumps(figures, indent=2) + "\n")
+            result.write_text(json.dumps(figures, indent=2) + "\n")
     readme.write_text(leaderboard.insert(readme.read_text(), tables.table(figures), "bench"))
 
 
@@ -146,4 +149,4 @@ def rounded(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    main(*(Path(word).resolve() for word in sys.argv[1:]))
+    main(*(Path(word).resolve() for word in sys.argv[1:4]), parts=sys.argv[4:])

@@ -1,13 +1,12 @@
 """How cost grows: images, importance samples, width, and queue workers."""
 
-import os
-import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from bench.cost import clone
 from bench.processes import environment, measure, variant
 
 WORKERS, EXPERIMENTS = (1, 2, 4), 4
@@ -60,8 +59,8 @@ def workers(folder: Path, env: dict[str, str], count: int) -> dict[str, Any]:
     return {"what": f"{EXPERIMENTS} queued experiments, {count} workers", "seconds": seconds, "peak_mib": None}
 
 
-def growth(folder: Path, data: Path, project: Path) -> list[dict[str, Any]]:
-    """The rows of the table; `project` is a clone that has run."""
+def growth(folder: Path, data: Path) -> list[dict[str, Any]]:
+    """The rows of the table."""
     folder.mkdir()
     rows = [row(f"epoch, {images} images", folder, data, images, 0) for images in (3750, 15000, 60000)]
     for samples in (50, 500, 5000):
@@ -72,8 +71,5 @@ def growth(folder: Path, data: Path, project: Path) -> list[dict[str, Any]]:
     for factor in (1, 4):
         widths: dict[str, Any] = {"architecture": "mlp", "encoder": [512 * factor], "decoder": [512 * factor]}
         rows.append(row(f"epoch, 15000 images, MLP {512 * factor}", folder, data, 15000, 0, **widths))
-    env = os.environ | {"MNIST_MIRROR": str(project / "mirror")}
-    env.pop("MLFLOW_TRACKING_URI", None)
-    rows += [workers(project, env, count) for count in WORKERS]
-    shutil.rmtree(folder)
-    return rows
+    env = clone(folder / "project", data)
+    return rows + [workers(folder / "project", env, count) for count in WORKERS]
