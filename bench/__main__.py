@@ -149,4 +149,5 @@ def rounded(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    main(*(Path(word).resolve() for word in sys.argv[1:4]), parts=sys.argv[4:])
+    data_folder, result_path, readme_path = (Path(word).resolve() for word in sys.argv[1:4])
+    main(data_folder, result_path, readme_path, sys.argv[4:])

@@ -44,10 +44,11 @@ def stage_seconds(folder: Path, env: dict[str, str]) -> tuple[float, dict[str, f
     output = []
     for line in process.stdout:
         output.append(line)
-        if line.startswith("Running stage"):
-            stage, begun = line.split("'")[1], time.perf_counter()
-        elif line.startswith("Updating lock file"):
-            seconds[stage] = time.perf_counter() - begun
+        now, begins = time.perf_counter(), line.startswith("Running stage")
+        if stage and (begins or line.startswith(("Updating lock file", "Use `dvc push`"))):
+            seconds.setdefault(stage, now - begun)
+        if begins:
+            stage, begun = line.split("'")[1], now
     if process.wait():
         sys.exit(f"error: dvc repro failed\n{''.join(output)[-3000:]}")
     return time.perf_counter() - started, seconds
