@@ -56,3 +56,13 @@ def test_an_observer_that_does_not_read_costs_nothing_until_the_end(monkeypatch)
             run.log(RECORD, 1.0)
     assert time.monotonic() - started < 5
     assert process.wait(10) != 0  # it was ended
+
+
+def test_a_training_that_another_process_is_at_opens_no_run(tmp_path):
+    process = observer(f"import sys; open({str(tmp_path / 'got')!r}, 'w').write(sys.stdin.read())")
+    with live.follow(process, Path("p"), Path("r"), "k", own=False) as run:
+        run.log(RECORD, 1.0)
+        run.trained()
+    messages = [json.loads(line) for line in (tmp_path / "got").read_text().splitlines()]
+    assert all("key" not in message for message in messages)
+    assert messages[-1] == {"outcome": "TRAINED"}
