@@ -48,3 +48,11 @@ def test_leaderboard_has_the_published_run(root):
     published = leaderboard.read(root / "metrics/leaderboard.csv")["minute"]
     assert float(published["neg_elbo_nats"]) == pytest.approx(evaluation["neg_elbo_nats"], abs=0.1)
     assert float(published["neg_elbo_grey_nats"]) == pytest.approx(evaluation["neg_elbo_grey_nats"], abs=0.1)
+
+
+def test_readme_says_how_loose_the_bound_is(root):
+    """The sentence in `Check the bound` is of metrics/annealing.json."""
+    measured = json.loads((root / "metrics/annealing.json").read_text())
+    readme = (root / "README.md").read_text()
+    for name in ("iw_minus_ais_nats", "simulated_gap_nats"):
+        assert f"{measured[name]:.2f} ± {measured[f'{name}_stderr']:.2f}" in readme
