@@ -22,7 +22,7 @@ torch.set_num_threads(config.train.threads)
 torch.manual_seed(0)
 vae = model.VAE(config.model)
 if samples:
-    x, run = data.binarize(data.load(folder, "t10k").images[:images], torch.Generator().manual_seed(0)), None
+    x = data.binarize(data.load(folder, "t10k").images[:images], torch.Generator().manual_seed(0))
     started = time.perf_counter()
     with device.autocast(x.device, config.evaluate.precision):
         metrics.over_images(vae.eval(), x, samples, torch.Generator().manual_seed(0), "")

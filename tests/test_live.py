@@ -18,12 +18,21 @@ def observer(code):
     return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, start_new_session=True)
 
 
+def recorder(folder):
+    """An observer that keeps what it is sent, for `received`."""
+    return observer(f"import sys; open({str(folder / 'got')!r}, 'w').write(sys.stdin.read())")
+
+
+def received(folder):
+    return [json.loads(line) for line in (folder / "got").read_text().splitlines()]
+
+
 def test_messages_arrive_in_order_with_the_outcome(tmp_path):
-    process = observer(f"import sys; open({str(tmp_path / 'got')!r}, 'w').write(sys.stdin.read())")
+    process = recorder(tmp_path)
     with live.follow(process, Path("params.yaml"), Path("root"), "key", own=True) as run:
         run.log(RECORD, 1.5)
         run.trained()
-    got = [json.loads(line) for line in (tmp_path / "got").read_text().splitlines()]
+    got = received(tmp_path)
     assert got[0] == {"params": "params.yaml", "root": "root", "key": "key"}
     assert got[1]["record"]["val_neg_elbo_nats"] == 101.0
     assert got[2] == {"outcome": "TRAINED"}
@@ -33,10 +42,10 @@ def test_messages_arrive_in_order_with_the_outcome(tmp_path):
     ("error", "outcome"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED")]
 )
 def test_an_error_or_a_signal_is_the_outcome_and_goes_on(tmp_path, error, outcome):
-    process = observer(f"import sys; open({str(tmp_path / 'got')!r}, 'w').write(sys.stdin.read())")
+    process = recorder(tmp_path)
     with pytest.raises(error), live.follow(process, Path("p"), Path("r"), "k", own=True):
         raise error
-    assert json.loads((tmp_path / "got").read_text().splitlines()[-1]) == {"outcome": outcome}
+    assert received(tmp_path)[-1] == {"outcome": outcome}
 
 
 def test_an_observer_that_died_is_not_noticed():
@@ -59,10 +68,10 @@ def test_an_observer_that_does_not_read_costs_nothing_until_the_end(monkeypatch)
 
 
 def test_a_training_that_another_process_is_at_opens_no_run(tmp_path):
-    process = observer(f"import sys; open({str(tmp_path / 'got')!r}, 'w').write(sys.stdin.read())")
+    process = recorder(tmp_path)
     with live.follow(process, Path("p"), Path("r"), "k", own=False) as run:
         run.log(RECORD, 1.0)
         run.trained()
-    messages = [json.loads(line) for line in (tmp_path / "got").read_text().splitlines()]
+    messages = received(tmp_path)
     assert all("key" not in message for message in messages)
     assert messages[-1] == {"outcome": "TRAINED"}
