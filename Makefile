@@ -54,11 +54,11 @@ data/train-images-idx3-ubyte: | setup
 	dvc repro download
 
 leaderboard: setup  ## RECIPE=...: put the present results into metrics/leaderboard.csv and the README
-	@python pipeline/leaderboard.py params.yaml metrics/evaluation.json metrics/mlflow.json \
-	  metrics/leaderboard.csv README.md "$(RECIPE)"
+	@python pipeline/leaderboard.py params.yaml metrics/evaluation.json metrics/quality.json metrics/mlflow.json \
+	  models/vae.safetensors metrics/leaderboard.csv README.md "$(RECIPE)"
 
 bounds: setup  ## check the likelihood bound by annealed importance sampling, into metrics/annealing.json
-	@python pipeline/annealing.py params.yaml data models/vae.safetensors metrics/annealing.json
+	@python pipeline/annealing.py params.yaml data models/vae.safetensors metrics/annealing.json README.md
 
 reproduce: setup  ## RUN=...: run a recorded MLflow run again from scratch, and compare every file
 	@python pipeline/reproduce.py params.yaml "$(RUN)"

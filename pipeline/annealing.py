@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from vae import annealing, data, device, model
+from vae import annealing, data, device, leaderboard, model
 from vae.errors import InputError
 from vae.params import load
 
 
-def main(params: Path, data_folder: Path, model_path: Path, result: Path) -> None:
+def main(params: Path, data_folder: Path, model_path: Path, result: Path, readme: Path) -> None:
     """Bounds the likelihood from both sides."""
     config = load(params)
     place = device.choose(config.train.device)
@@ -26,13 +26,12 @@ def main(params: Path, data_folder: Path, model_path: Path, result: Path) -> Non
     x = data.binarize(grey, torch.Generator(place).manual_seed(config.evaluate.seed))  # as the stage `evaluate` does
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(config.annealing.seed))
     chosen = x[order[: config.annealing.images].to(place)]
-    values = annealing.evaluate(vae, chosen, config.evaluate.importance_samples, config.annealing)
+    values = annealing.evaluate(vae, chosen, config.annealing)
     result.parent.mkdir(parents=True, exist_ok=True)
     result.write_text(json.dumps(values, indent=2) + "\n")
-    print(f"{values['images']} test images, nats:")
-    for name in ("nll_ais_nats", "nll_iw_nats", "iw_minus_ais_nats"):
-        print(f"  {name:20} {values[name]:7.2f} ± {values[f'{name}_stderr']:.2f}")
-    print(f"{values['images']} images that the model made:")
+    readme.write_text(leaderboard.insert(readme.read_text(), annealing.table(values), "bounds"))
+    print(f"{values['images']} test images, nats:\n{annealing.table(values)}")
+    print(f"{values['images']} images that the model made, nats:")
     for name in ("simulated_upper_nats", "simulated_lower_nats", "simulated_gap_nats"):
         print(f"  {name:20} {values[name]:7.2f} ± {values[f'{name}_stderr']:.2f}")
 

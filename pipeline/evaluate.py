@@ -25,11 +25,12 @@ def main(params: Path, data_folder: Path, model_path: Path, result: Path, pictur
     vae = model.load(model_path, place)
     test = data.load(data_folder, "t10k")
     grey = test.images.to(place)
+    train, _ = data.split_validation(data.load(data_folder, "train").images, config.data.validation)
+    train = train[: len(grey)].to(place)
 
-    with device.autocast(place, config.evaluate.precision):
-        values = metrics.evaluate(
-            vae, grey, config.evaluate.importance_samples, config.evaluate.grey_samples, config.evaluate.seed
-        )
+    scored = config.evaluate
+    with device.autocast(place, scored.precision):
+        values = metrics.evaluate(vae, grey, train, scored.importance_samples, scored.grey_samples, scored.seed)
     result.parent.mkdir(parents=True, exist_ok=True)
     result.write_text(json.dumps(values, indent=2) + "\n")
     draw(vae, grey, test.labels.numpy(), pictures)

@@ -1,23 +1,29 @@
-"""Puts the present results into the leaderboard as the row of a recipe, and the leaderboard into the README."""
+"""Puts the present results into the leaderboard as a row of a recipe, and the leaderboard into the README."""
 
-import csv
+import hashlib
 import json
 from pathlib import Path
 
-from vae import command, leaderboard, tracking
+from vae import command, leaderboard, model, tracking
+from vae.errors import InputError
 from vae.params import load
 
 
-def main(params: Path, evaluation: Path, run: Path, board: Path, readme: Path, recipe: str) -> None:
-    """Adds or replaces a recipe's row."""
-    store = tracking.Store(Path(), load(params).track.experiment)
+def main(
+    params: Path, evaluation: Path, quality: Path, run: Path, weights: Path, board: Path, readme: Path, recipe: str
+) -> None:
+    """Adds or replaces the row of a recipe and its seed."""
+    config = load(params)
+    samples = json.loads(quality.read_text())
+    if samples["model_sha256"] != hashlib.sha256(weights.read_bytes()).hexdigest():
+        raise InputError(f"{quality}: of another model than {weights}; run `dvc repro quality/dvc.yaml` first")
+    store = tracking.Store(Path(), config.track.experiment)
     seconds = store.training_seconds(json.loads(run.read_text())["run_id"])
-    rows = leaderboard.read(board)
-    rows[recipe] = leaderboard.row(recipe, json.loads(evaluation.read_text()), seconds)
-    with board.open("w", newline="") as file:
-        writer = csv.DictWriter(file, leaderboard.COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows.values())
+    parameters = sum(parameter.numel() for parameter in model.load(weights).parameters())
+    measured = json.loads(evaluation.read_text()), samples
+    new = leaderboard.row(recipe, config.train.seed, parameters, seconds, *measured)
+    rows = leaderboard.put(leaderboard.read(board), new)
+    leaderboard.write(rows, board)
     readme.write_text(leaderboard.insert(readme.read_text(), leaderboard.table(rows)))
     print(leaderboard.table(rows))
 

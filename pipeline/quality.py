@@ -46,6 +46,7 @@ def main(params: Path, data_folder: Path, model_path: Path, network_path: Path, 
         "confidence": probabilities.max(dim=1).values.mean().item(),
         "nearest_train_ratio": neighbours(means, test, train, config.quality.searched, picture),
         "classifier_sha256": hashlib.sha256(network_path.read_bytes()).hexdigest(),
+        "model_sha256": hashlib.sha256(model_path.read_bytes()).hexdigest(),
     }
     result.parent.mkdir(parents=True, exist_ok=True)
     result.write_text(json.dumps(values, indent=2) + "\n")

@@ -24,7 +24,7 @@ SMALL = {
         "prior": "standard-normal",
         "mixture_components": 5,
         "flow_couplings": 4,
-        "flow_width": 8,
+        "flow_hidden": [8],
     },
     "train": {
         "seed": 0,

@@ -23,7 +23,7 @@ def generator(seed: int = 0) -> torch.Generator:
 def settings(**fields: object) -> Annealing:
     """A section with short chains, and with the fields that are given."""
     short = {"seed": 0, "images": 6, "chains": 8, "temperatures": 4, "leapfrog_steps": 3, "step_size": 0.4}
-    return Annealing(**(short | fields))
+    return Annealing(**(short | {"importance_samples": [1, 3]} | fields))
 
 
 def posterior_sample(gaussian, chains: int) -> torch.Tensor:
@@ -184,15 +184,19 @@ def test_evaluation_is_of_its_seed_alone(vae, perturb, prior, architecture):
     torch.set_default_dtype(torch.float32)
     network = perturb(vae(prior=prior, architecture=architecture)).requires_grad_(False)
     x = torch.bernoulli(torch.full((6, data.PIXELS), 0.4), generator=generator(7))
-    first = annealing.evaluate(network, x, 3, settings())
+    first = annealing.evaluate(network, x, settings())
     torch.manual_seed(99)
-    assert annealing.evaluate(network, x, 3, settings()) == first
-    assert annealing.evaluate(network, x, 3, settings(seed=1))["nll_ais_nats"] != first["nll_ais_nats"]
-    assert all(math.isfinite(value) for value in first.values())
+    assert annealing.evaluate(network, x, settings()) == first
+    assert annealing.evaluate(network, x, settings(seed=1))["nll_ais_nats"] != first["nll_ais_nats"]
+    weighted = first.pop("importance_weighted")
+    assert all(math.isfinite(value) for part in (first, *weighted) for value in part.values())
     gap = first["simulated_upper_nats"] - first["simulated_lower_nats"]
     assert first["simulated_gap_nats"] == pytest.approx(gap, abs=1e-9)
     assert gap > -5 * first["simulated_gap_nats_stderr"]
-    assert first["iw_minus_ais_nats"] == pytest.approx(first["nll_iw_nats"] - first["nll_ais_nats"], abs=1e-9)
+    assert [part["importance_samples"] for part in weighted] == [1, 3]
+    assert 1 == weighted[0]["effective_sample_size"] < weighted[1]["effective_sample_size"] <= 3
+    for part in weighted:
+        assert part["iw_minus_ais_nats"] == pytest.approx(part["nll_iw_nats"] - first["nll_ais_nats"], abs=1e-9)
 
 
 def test_diverged_dynamics_are_refused(linear_gaussian):
@@ -218,20 +222,24 @@ def files(tmp_path, root, vae):
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree))
         return tmp_path / "params.yaml"
 
-    return params, tmp_path / "vae.safetensors", tmp_path / "metrics/annealing.json"
+    (tmp_path / "README.md").write_text("head\n<!-- bounds: begin -->\n<!-- bounds: end -->\ntail\n")
+    return params, tmp_path / "vae.safetensors", tmp_path / "metrics/annealing.json", tmp_path / "README.md"
 
 
 def test_the_script_writes_what_it_measured(files, digits_folder, capsys):
     """The file has the numbers and the settings that they come from."""
-    params, weights, result = files
-    script.main(params(images=5, chains=2, temperatures=3), digits_folder, weights, result)
+    params, weights, result, readme = files
+    changed = params(images=5, chains=2, temperatures=3, importance_samples=[1, 4])
+    script.main(changed, digits_folder, weights, result, readme)
     values = json.loads(result.read_text())
     assert (values["images"], values["chains"], values["temperatures"]) == (5, 2, 3)
     assert f"{values['nll_ais_nats']:.2f}" in capsys.readouterr().out
+    assert annealing.table(values) in readme.read_text()
+    assert annealing.table(values).splitlines()[3].startswith("| 4 | ")
 
 
 def test_more_images_than_there_are(files, digits_folder):
     """The key is named, with how many there are."""
-    params, weights, result = files
+    params, weights, result, readme = files
     with pytest.raises(InputError, match=r"annealing\.images: 5000, but there are \d+"):
-        script.main(params(images=5000), digits_folder, weights, result)
+        script.main(params(images=5000), digits_folder, weights, result, readme)

@@ -62,15 +62,6 @@ def test_divergence_is_one_clear_error(config, digits):
         classifier.fit(digits.images[:200], digits.labels[:200], config.model_copy(update={"learning_rate": 1e30}))
 
 
-def test_the_learning_rate_rises_and_falls():
-    """Linear in the warm-up, the whole rate after it at most, and next to nothing at the end."""
-    factors = [classifier.rate_factor(step, 1000, 10) for step in range(1000)]
-    assert factors[4] == pytest.approx(0.5, rel=1e-3)
-    assert max(factors) == factors[9]
-    assert factors[9:] == sorted(factors[9:], reverse=True)
-    assert 0 < factors[-1] < 1e-5
-
-
 def test_shift_moves_a_batch_alike(grey):
     """Each image is moved by the same number of pixels, at most as many as given, in any direction."""
     x, generator, moves = data.unit(grey), torch.Generator().manual_seed(0), set()

@@ -1,33 +1,99 @@
 """The README's results are those of metrics/, and the table shows what the rows hold."""
 
+import hashlib
 import json
+from types import SimpleNamespace
 
 import pytest
 
-from vae import leaderboard
+from pipeline import leaderboard as script
+from vae import annealing, leaderboard, model, params, tracking
+from vae.errors import InputError
 
 EVALUATION = {
     "neg_elbo_nats": 90.126,
     "neg_elbo_nats_stderr": 0.25,
+    "fitted_neg_elbo_nats": 89.5,
     "nll_iw_nats": 85.0,
     "nll_iw_nats_stderr": 0.21,
     "importance_samples": 50,
     "rate_nats": 25.0,
-    "distortion_nats": 65.1,
+    "distortion_nats": 65.126,
     "neg_elbo_grey_nats": 91.5,
     "active_units": 20,
     "binarization_sha256": "0",
 }
+QUALITY = {"frechet_binary": 8.13, "precision_binary": 0.817, "recall_binary": 0.83, "frechet_grey": 1.0}
 
 
-def test_row_and_table():
-    rows = {
-        "b": leaderboard.row("b", EVALUATION, 90),
-        "a": leaderboard.row("a", EVALUATION | {"nll_iw_nats": 84.0}, 30),
-    }
+def row(recipe: str, seed: int = 0, **changes: float) -> leaderboard.Row:
+    return leaderboard.row(recipe, seed, 1234567, 90.0, EVALUATION | changes, QUALITY)
+
+
+def test_a_line_of_the_table():
+    assert set(row("a")) == set(leaderboard.COLUMNS)
+    assert leaderboard.table([row("a")]).splitlines()[2] == (
+        "| `a` | 1,234,567 | 1.5 | 85.00 ± 0.21 | 50 | 1 | 90.13 | 0.63 | 25.0 + 65.1 | 91.50 | 20 | 8.1 | 0.82, 0.83 |"
+    )
+
+
+def test_the_table_is_over_seeds():
+    """Means over the seeds of a recipe, with the deviation of the bound, and the best bound first."""
+    rows = [row("a", 0), row("a", 1, nll_iw_nats=85.2), row("a", 2, nll_iw_nats=85.4), row("b", nll_iw_nats=84.0)]
     lines = leaderboard.table(rows).splitlines()
-    assert lines[2].startswith("| `a` | 0.50 | 84.00 ± 0.21 (K=50) |")
-    assert lines[3] == "| `b` | 1.50 | 85.00 ± 0.21 (K=50) | 90.13 ± 0.25 | 25.0 + 65.1 | 91.50 | 20 |"
+    assert len(lines) == 4
+    assert lines[2].startswith("| `b` | 1,234,567 | 1.5 | 84.00 ± 0.21 | 50 | 1 |")
+    assert lines[3].startswith("| `a` | 1,234,567 | 1.5 | 85.20 ± 0.21 | 50 | 3, deviation 0.20 |")
+
+
+def test_bounds_of_different_numbers_of_samples_are_apart():
+    """A bound with more samples is another quantity: it is never averaged with one of fewer."""
+    rows = leaderboard.put([row("a")], row("a", 1, importance_samples=5000, nll_iw_nats=84.0))
+    assert [line.split(" | ")[3:6] for line in leaderboard.table(rows).splitlines()[2:]] == [
+        ["84.00 ± 0.21", "5000", "1"],
+        ["85.00 ± 0.21", "50", "1"],
+    ]
+
+
+def test_rows_come_back_and_are_replaced(tmp_path):
+    rows = [row("a", 0), row("a", 1)]
+    leaderboard.write(rows, tmp_path / "board.csv")
+    assert leaderboard.read(tmp_path / "board.csv") == rows
+    assert leaderboard.read(tmp_path / "none.csv") == []
+    better = row("a", 0, nll_iw_nats=80.0)
+    assert leaderboard.put(rows, better) == [better, rows[1]]
+
+
+@pytest.fixture
+def results(root, vae, tmp_path, monkeypatch):
+    """The arguments of the script, with the files of a model of its own."""
+    paths = [root / "params.yaml", *(tmp_path / f"{name}.json" for name in ("evaluation", "quality", "run"))]
+    weights, board, readme = (tmp_path / name for name in ("vae.safetensors", "board.csv", "README.md"))
+    model.save(vae(), weights)
+    quality = QUALITY | {"model_sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
+    for path, values in zip(paths[1:], (EVALUATION, quality, {"run_id": "r"}), strict=True):
+        path.write_text(json.dumps(values))
+    readme.write_text("<!-- results: begin -->\n<!-- results: end -->\n")
+    monkeypatch.setattr(tracking, "Store", lambda *_: SimpleNamespace(training_seconds=lambda run: 90.0))
+    return (*paths, weights, board, readme, "mine")
+
+
+def test_the_script_adds_the_present_results(results, vae):
+    script.main(*results)
+    board, readme = results[-3:-1]
+    (found,) = leaderboard.read(board)
+    assert found["parameters"] == str(sum(parameter.numel() for parameter in vae().parameters()))
+    assert (found["recipe"], found["train_minutes"], found["frechet_binary"]) == ("mine", "1.500", "8.130")
+    assert leaderboard.table([found]) in readme.read_text()
+
+
+def test_samples_of_another_model_are_refused(results):
+    """What `quality` measured before the model was trained anew never stands beside the new bound."""
+    quality = results[2]
+    quality.write_text(json.dumps(QUALITY | {"model_sha256": "0"}))
+    with pytest.raises(InputError, match=r"quality\.json: of another model.*dvc repro quality/dvc\.yaml"):
+        script.main(*results)
+    assert not results[-3].exists()
 
 
 def test_insert_replaces_what_stood_there():
@@ -45,14 +111,16 @@ def test_readme_shows_the_leaderboard(root):
 def test_leaderboard_has_the_published_run(root):
     """The row of the recipe that params.yaml is has the committed model, scored with more samples."""
     evaluation = json.loads((root / "metrics/evaluation.json").read_text())
-    published = leaderboard.read(root / "metrics/leaderboard.csv")["minute"]
+    config = params.load(root / "params.yaml")
+    rows = leaderboard.read(root / "metrics/leaderboard.csv")
+    (published,) = (row for row in rows if (row["recipe"], row["seed"]) == ("minute", str(config.train.seed)))
     assert float(published["neg_elbo_nats"]) == pytest.approx(evaluation["neg_elbo_nats"], abs=0.1)
     assert float(published["neg_elbo_grey_nats"]) == pytest.approx(evaluation["neg_elbo_grey_nats"], abs=0.1)
 
 
-def test_readme_says_how_loose_the_bound_is(root):
-    """The sentence in `Check the bound` is of metrics/annealing.json."""
+def test_readme_shows_how_loose_the_bound_is(root):
+    """The table in `Check the bound` and the sentence behind it are of metrics/annealing.json."""
     measured = json.loads((root / "metrics/annealing.json").read_text())
     readme = (root / "README.md").read_text()
-    for name in ("iw_minus_ais_nats", "simulated_gap_nats"):
-        assert f"{measured[name]:.2f} ± {measured[f'{name}_stderr']:.2f}" in readme
+    assert leaderboard.insert(readme, annealing.table(measured), "bounds") == readme
+    assert f"{measured['simulated_gap_nats']:.2f} ± {measured['simulated_gap_nats_stderr']:.2f}" in readme

@@ -1,6 +1,8 @@
 """Adam is torch's; Muon's directions are orthogonal, whatever the shapes and however they are batched."""
 
 import copy
+import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -62,3 +64,22 @@ def test_adam_is_that_of_torch():
         reference.param_groups[0]["lr"] = 0.1 * factor
         reference.step()
         assert torch.equal(ours, theirs)
+
+
+def test_learning_rate_warms_up():
+    """It rises linearly to the configured rate in warmup_steps, and then stays."""
+    factors = [optimizers.rate_factor("constant", 0.0, step, 4) for step in range(6)]
+    assert factors == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1], rel=1e-12)
+
+
+def test_constant_schedule_is_constant():
+    """Without a warm-up it is the configured rate at every step."""
+    assert {optimizers.rate_factor("constant", step / 100, step, 0) for step in range(101)} == {1}
+
+
+def test_cosine_schedule_is_half_a_cosine():
+    """From the rate to zero, half of it half way, falling all the time."""
+    factors = [optimizers.rate_factor("cosine", step / 100, step, 0) for step in range(101)]
+    assert [factors[0], factors[50], factors[100]] == pytest.approx([1, 0.5, 0], abs=1e-12)
+    assert factors[25] == pytest.approx(0.5 * (1 + math.sqrt(0.5)), rel=1e-12)
+    assert all(later < earlier for earlier, later in pairwise(factors))

@@ -15,9 +15,9 @@ REACH, STEPS = 20, 20  # a square grid reaches so far from the origin, in so man
 def prior(vae, perturb):
     """Makes a prior whose parameters are all away from where they start."""
 
-    def make(name: str, latent_dim: int = 2, seed: int = 0):
+    def make(name: str, latent_dim: int = 2, seed: int = 0, **fields: object):
         scale = 0.8 if name == "mixture" else 0.25
-        return perturb(vae(seed, prior=name, latent_dim=latent_dim).prior, scale, seed)
+        return perturb(vae(seed, prior=name, latent_dim=latent_dim, **fields).prior, scale, seed)
 
     return make
 
@@ -153,32 +153,42 @@ def test_mixture_samples_its_weights(prior):
     assert ((shares - weights).abs() < 5 * (weights * (1 - weights) / count).sqrt()).all()
 
 
+@pytest.mark.parametrize("couplings", [3, 4])
 @pytest.mark.parametrize("latent_dim", [2, 3, 5])
-def test_flow_against_the_jacobian(prior, latent_dim):
-    """log p(z) = log N(f(z); 0, I) + log |det df/dz|, with f undone by `sample` and its Jacobian by autograd."""
-    model = prior("flow", latent_dim)
-    eps = torch.randn(6, latent_dim, generator=torch.Generator().manual_seed(8))
+def test_flow_against_the_jacobian(prior, latent_dim, couplings):
+    """log p(z) = log p_base(f(z)) + log |det df/dz|, with f undone by `sample` and its Jacobian by autograd."""
+    model = prior("flow", latent_dim, flow_couplings=couplings)
+    points = torch.randn(6, latent_dim, generator=torch.Generator().manual_seed(8))
 
     def inverse(point: torch.Tensor) -> torch.Tensor:
-        """f^-1, which `sample` applies to its noise."""
+        """f^-1, which `sample` applies to samples of the mixture."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch, "randn", lambda *_, **__: point[None])
+            patch.setattr(model.base, "sample", lambda *_: point[None])
             return model.sample(1, torch.Generator())[0]
 
-    for point in eps:
+    for point in points:
         z = inverse(point)
-        jacobian = torch.autograd.functional.jacobian(inverse, point)
-        expected = Normal(0.0, 1.0).log_prob(point).sum() - torch.linalg.slogdet(jacobian).logabsdet
-        assert abs(torch.linalg.slogdet(jacobian).logabsdet) > 1e-3
-        torch.testing.assert_close(model.log_prob(z), expected, rtol=1e-10, atol=1e-10)
+        log_det = torch.linalg.slogdet(torch.autograd.functional.jacobian(inverse, point)).logabsdet
+        assert abs(log_det) > 1e-3
+        torch.testing.assert_close(model.log_prob(z), model.base.log_prob(point) - log_det, rtol=1e-10, atol=1e-10)
 
 
 @torch.no_grad()
-def test_flow_starts_as_a_standard_normal(vae):
-    """Its last layers start at zero: every coupling is the identity."""
-    model = vae(prior="flow").prior
-    z = torch.randn(10, 3, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(model.log_prob(z), Normal(0.0, 1.0).log_prob(z).sum(dim=-1), rtol=1e-12, atol=1e-12)
+def test_flow_starts_as_its_mixture(vae):
+    """Its last layers start at zero: every coupling is the identity, and an even number of swaps is none."""
+    model = vae(prior="flow", latent_dim=5).prior
+    z = torch.randn(10, 5, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model.log_prob(z), model.base.log_prob(z), rtol=1e-12, atol=1e-12)
+
+
+@torch.no_grad()
+def test_flow_under_mixed_precision(prior):
+    """Autocast does not reach into it."""
+    model = prior("flow", 20).float()
+    z = torch.randn(50, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = model.log_prob(z)
+    assert torch.equal(mixed, model.log_prob(z))
 
 
 @torch.no_grad()
@@ -193,8 +203,10 @@ def test_flow_stays_finite(prior):
 
 @torch.no_grad()
 def test_flow_maps_every_latent(prior):
-    """With two couplings or more, no latent is left standard normal on its own."""
+    """With two couplings or more, no latent is left as a standard normal base has it."""
     model = prior("flow", 5)
+    for parameter in model.base.parameters():
+        parameter.zero_()
     samples = model.sample(20000, torch.Generator().manual_seed(0))
     shift = samples.mean(dim=0).abs() + (samples.var(dim=0) - 1).abs()
     assert (shift > 0.02).all()  # a standard error of either is below 0.01

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -158,27 +158,44 @@ def simulate(model: VAE, count: int, generator: torch.Generator) -> tuple[Tensor
     return torch.bernoulli(torch.sigmoid(model.decode(z)), generator=generator), z
 
 
-def evaluate(model: VAE, x: Tensor, samples: int, config: Annealing) -> dict[str, float | int]:
+def evaluate(model: VAE, x: Tensor, config: Annealing) -> dict[str, Any]:
     """All of metrics/annealing.json: means over images, in nats, with one standard error.
 
     Args:
-        x: (N, P) binary test images.
-        samples: K of the importance-weighted bound on the same images.
+        x: (N, P) binary test images, on which each number of importance samples is tried.
     """
     generator = torch.Generator(x.device).manual_seed(config.seed)
     annealed = upper_bound(model, x, config, generator)  # (N,)
-    weighted = metrics.over_images(model, x, samples, generator, f"importance-weighted bound, K={samples}").nll
+    weighted = []
+    for samples in config.importance_samples:
+        found = metrics.over_images(model, x, samples, generator, f"importance-weighted bound, K={samples}")
+        means = {
+            "nll_iw_nats": metrics.mean(found.nll),
+            "iw_minus_ais_nats": metrics.mean(found.nll - annealed),  # image by image: most of the noise is common
+            "effective_sample_size": metrics.mean(found.effective_sample_size),
+        }
+        weighted.append({"importance_samples": samples} | metrics.flat(means))
     made, z = simulate(model, config.images, generator)
     upper = upper_bound(model, made, config, generator)
     lower = lower_bound(model, made, z, config, generator)
     means = {
         "nll_ais_nats": metrics.mean(annealed),
-        "nll_iw_nats": metrics.mean(weighted),
-        "iw_minus_ais_nats": metrics.mean(weighted - annealed),  # image by image: most of the noise is common
         "simulated_upper_nats": metrics.mean(upper),
         "simulated_lower_nats": metrics.mean(lower),
         "simulated_gap_nats": metrics.mean(upper - lower),
     }
-    result: dict[str, float | int] = {name: item.value for name, item in means.items()}
-    result |= {f"{name}_stderr": item.stderr for name, item in means.items()}
-    return result | config.model_dump(exclude={"seed"}) | {"importance_samples": samples}
+    settings = config.model_dump(exclude={"seed", "importance_samples"})
+    return metrics.flat(means) | {"importance_weighted": weighted} | settings
+
+
+def table(values: dict[str, Any]) -> str:
+    """The importance-weighted bounds of metrics/annealing.json beside the annealed one, as a Markdown table."""
+    lines = ["| K | NLL bound | above the annealed bound | effective samples |", "|---|---|---|---|"]
+    for row in values["importance_weighted"]:
+        nll, excess, effective = (
+            f"{row[name]:.{digits}f} ± {row[f'{name}_stderr']:.{digits}f}"
+            for name, digits in (("nll_iw_nats", 2), ("iw_minus_ais_nats", 2), ("effective_sample_size", 1))
+        )
+        lines.append(f"| {row['importance_samples']} | {nll} | {excess} | {effective} |")
+    annealed = f"{values['nll_ais_nats']:.2f} ± {values['nll_ais_nats_stderr']:.2f}"
+    return "\n".join([*lines, f"| annealed | {annealed} | | |"])

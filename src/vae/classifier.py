@@ -6,14 +6,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from vae import weights
 from vae.data import SIDE, unit
 from vae.errors import InputError
-from vae.optimizers import Adam
+from vae.optimizers import Adam, rate_factor
 from vae.params import Classifier
 
 CLASSES = 10  # of each data set that data.name can name
@@ -55,11 +54,6 @@ def shift(x: Tensor, most: int, generator: torch.Generator) -> Tensor:
     return torch.roll(x.view(-1, SIDE, SIDE), (down, right), (1, 2)).flatten(1)
 
 
-def rate_factor(step: int, steps: int, warmup_steps: int) -> float:
-    """The share of the learning rate: a linear warm-up, then a half cosine to zero (Loshchilov & Hutter 2017)."""
-    return min(1.0, (step + 1) / warmup_steps) * 0.5 * (1 + math.cos(math.pi * step / steps))
-
-
 def fit(images: Tensor, labels: Tensor, config: Classifier) -> Network:
     """Minimises the mean cross-entropy, on shifted grey images, by Adam.
 
@@ -80,7 +74,7 @@ def fit(images: Tensor, labels: Tensor, config: Classifier) -> Network:
         loss = F.cross_entropy(logits, labels[batch].long())  # images
         network.zero_grad(set_to_none=True)
         loss.backward()
-        optimizer.step(rate_factor(step, steps, config.warmup_steps))
+        optimizer.step(rate_factor("cosine", step / steps, step, config.warmup_steps))
     if not math.isfinite(loss.item()):
         raise InputError("the classifier's training diverged: lower classifier.learning_rate")
     return network.eval()
@@ -110,27 +104,11 @@ def accuracy(network: Network, images: Tensor, labels: Tensor) -> float:
 
 def save(network: Network, path: Path) -> None:
     """Writes the weights with the configuration: the same weights give the same bytes."""
-    weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(weights, path, metadata={"classifier": network.config.model_dump_json()})
+    weights.save(network, network.config, path)
 
 
 def load(path: Path) -> Network:
-    """Reads a classifier that `save` wrote; no code in the file is executed.
-
-    Raises:
-        InputError: the file is missing, damaged, or not a classifier of this project.
-    """
-    remedy = "train it again with `dvc repro --force quality/dvc.yaml:classifier`"
-    if not path.is_file():
-        raise InputError(f"{path}: no such classifier; {remedy}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            config = Classifier.model_validate_json((file.metadata() or {})["classifier"])
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-        network = Network(config)
-        network.load_state_dict(weights)
-    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: not a classifier of this project ({reason}); {remedy}") from error
-    return network.eval()
+    """Reads a classifier that `save` wrote. Raises InputError as `weights.load` does."""
+    return weights.load(
+        path, Classifier, Network, "train it again with `dvc repro --force quality/dvc.yaml:classifier`"
+    )

@@ -1,52 +1,90 @@
 """The results table: rows of metrics/leaderboard.csv, and how the README shows them."""
 
 import csv
+from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
-COLUMNS = (
-    "recipe",
-    "train_minutes",
-    "importance_samples",
+MEASURED = (
     "nll_iw_nats",
     "nll_iw_nats_stderr",
     "neg_elbo_nats",
     "neg_elbo_nats_stderr",
+    "fitted_neg_elbo_nats",
     "rate_nats",
     "distortion_nats",
     "neg_elbo_grey_nats",
     "active_units",
+    "frechet_binary",
+    "precision_binary",
+    "recall_binary",
 )
+KEY = ("recipe", "importance_samples", "seed")  # one row each
+COLUMNS = (*KEY, "parameters", "train_minutes", *MEASURED)
+Row = dict[str, str]
 
 
-def read(path: Path) -> dict[str, dict[str, str]]:
-    """The rows by recipe; none where there is no file yet."""
+def read(path: Path) -> list[Row]:
+    """The rows; none where there is no file yet."""
     if not path.is_file():
-        return {}
+        return []
     with path.open(newline="") as file:
-        return {row["recipe"]: row for row in csv.DictReader(file)}
+        return list(csv.DictReader(file))
 
 
-def row(recipe: str, evaluation: dict[str, Any], seconds: float) -> dict[str, str]:
-    """A row from metrics/evaluation.json and the seconds that the epochs took."""
-    values = {name: evaluation[name] for name in COLUMNS if name in evaluation}
-    text = {name: f"{value:.3f}" if isinstance(value, float) else str(value) for name, value in values.items()}
-    return {"recipe": recipe, "train_minutes": f"{seconds / 60:.2f}"} | text
+def write(rows: Iterable[Row], path: Path) -> None:
+    """Writes the rows, which `read` gives back."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
-def table(rows: dict[str, dict[str, str]]) -> str:
-    """The rows as a Markdown table, the best bound first."""
+def row(recipe: str, seed: int, parameters: int, seconds: float, *measured: dict[str, Any]) -> Row:
+    """A row from what the stages measured (metrics/*.json), and the seconds that the epochs took."""
+    values: dict[str, Any] = {name: value for part in measured for name, value in part.items() if name in COLUMNS}
+    values |= {"recipe": recipe, "seed": seed, "parameters": parameters, "train_minutes": seconds / 60}
+    return {name: f"{value:.3f}" if isinstance(value, float) else str(value) for name, value in values.items()}
+
+
+def put(rows: list[Row], new: Row) -> list[Row]:
+    """The rows with one more, in the place of that of the same recipe, seed and number of importance samples."""
+    kept = [row for row in rows if any(row[name] != new[name] for name in KEY)]
+    return sorted([*kept, new], key=lambda row: (row["recipe"], int(row["importance_samples"]), int(row["seed"])))
+
+
+def table(rows: list[Row]) -> str:
+    """A line for each recipe and number of importance samples, means over its seeds; the best bound first."""
     lines = [
-        "| recipe | train, minutes | NLL bound (K) | neg-ELBO | rate + distortion | grey neg-ELBO | active latents |",
-        "|---|---|---|---|---|---|---|",
+        "| recipe | parameters | train, minutes | NLL bound | K | seeds | neg-ELBO | above training images' "
+        "| rate + distortion | grey neg-ELBO | active latents | Fréchet | precision, recall |",
+        f"|{'---|' * 13}",
     ]
-    for item in sorted(rows.values(), key=lambda item: float(item["nll_iw_nats"])):
-        bound = f"{float(item['nll_iw_nats']):.2f} ± {float(item['nll_iw_nats_stderr']):.2f}"
-        bound += f" (K={item['importance_samples']})"
-        elbo = f"{float(item['neg_elbo_nats']):.2f} ± {float(item['neg_elbo_nats_stderr']):.2f}"
-        parts = f"{float(item['rate_nats']):.1f} + {float(item['distortion_nats']):.1f}"
-        grey = f"{float(item['neg_elbo_grey_nats']):.2f}"
-        cells = [f"`{item['recipe']}`", item["train_minutes"], bound, elbo, parts, grey, item["active_units"]]
+    groups = [list(group) for _, group in groupby(rows, key=lambda row: (row["recipe"], row["importance_samples"]))]
+
+    def over_seeds(group: list[Row], name: str) -> float:
+        return mean(float(row[name]) for row in group)
+
+    for group in sorted(groups, key=lambda group: over_seeds(group, "nll_iw_nats")):
+        value = {name: over_seeds(group, name) for name in ("train_minutes", *MEASURED)}
+        bounds = [float(row["nll_iw_nats"]) for row in group]
+        cells = [
+            f"`{group[0]['recipe']}`",
+            f"{int(group[0]['parameters']):,}",
+            f"{value['train_minutes']:.1f}",
+            f"{value['nll_iw_nats']:.2f} ± {value['nll_iw_nats_stderr']:.2f}",
+            group[0]["importance_samples"],
+            f"{len(group)}, deviation {stdev(bounds):.2f}" if len(group) > 1 else "1",
+            f"{value['neg_elbo_nats']:.2f}",
+            f"{value['neg_elbo_nats'] - value['fitted_neg_elbo_nats']:.2f}",
+            f"{value['rate_nats']:.1f} + {value['distortion_nats']:.1f}",
+            f"{value['neg_elbo_grey_nats']:.2f}",
+            f"{value['active_units']:.0f}",
+            f"{value['frechet_binary']:.1f}",
+            f"{value['precision_binary']:.2f}, {value['recall_binary']:.2f}",
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -31,6 +31,12 @@ def mean(values: Tensor) -> Mean:
     return Mean(values.mean().item(), deviation / math.sqrt(len(values)))
 
 
+def flat(means: dict[str, Mean]) -> dict[str, float]:
+    """The values by name, and behind them the standard errors as `<name>_stderr`."""
+    values = {name: item.value for name, item in means.items()}
+    return values | {f"{name}_stderr": item.stderr for name, item in means.items()}
+
+
 def chunks(total: int, size: int) -> list[int]:
     """Splits `total` into parts of `size` and a rest."""
     return [size] * (total // size) + ([total % size] if total % size else [])
@@ -120,13 +126,16 @@ def latent_kl(mu: Tensor, logvar: Tensor) -> Tensor:
     return 0.5 * (aggregate.log() - logvar.mean(dim=0))
 
 
-def evaluate(model: VAE, grey: Tensor, samples: int, grey_samples: int, seed: int) -> dict[str, float | int | str]:
+def evaluate(
+    model: VAE, grey: Tensor, train: Tensor, samples: int, grey_samples: int, seed: int
+) -> dict[str, float | int | str]:
     """All of metrics/evaluation.json but the split's name: means over the images of a split, in nats.
 
     The binarization is drawn once, from `seed` alone, so that every model is scored on the same binary images.
 
     Args:
         grey: (N, P) uint8.
+        train: (M, P) uint8, images that the model was fitted to: what it says of them more than of new ones is overfit.
         samples: K of the importance-weighted bound; the ELBO, its rate and its distortion average the same samples.
         grey_samples: the samples of z for the score against grey values.
     """
@@ -134,19 +143,20 @@ def evaluate(model: VAE, grey: Tensor, samples: int, grey_samples: int, seed: in
     x = data.binarize(grey, generator)  # (N, P)
     binary = over_images(model, x, samples, generator, f"importance-weighted bound, K={samples}")
     score = over_images(model, data.unit(grey), grey_samples, generator, "grey values")
+    fitted = over_images(model, data.binarize(train, generator), 1, generator, "training images")
     mu, _ = posterior(model, x)
     means = {
         "neg_elbo_nats": mean(binary.rate + binary.distortion),
+        "fitted_neg_elbo_nats": mean(fitted.rate + fitted.distortion),
         "nll_iw_nats": mean(binary.nll),
         "rate_nats": mean(binary.rate),
         "distortion_nats": mean(binary.distortion),
         "neg_elbo_grey_nats": mean(score.rate + score.distortion),
         "effective_sample_size": mean(binary.effective_sample_size),
     }
-    result: dict[str, float | int | str] = {name: item.value for name, item in means.items()}
-    result |= {f"{name}_stderr": item.stderr for name, item in means.items()}
     packed = x.bool().cpu().numpy().tobytes()
-    return result | {
+    return {
+        **flat(means),
         "importance_samples": samples,
         "active_units": active_units(mu),
         "bits_per_dim": means["nll_iw_nats"].value / (data.PIXELS * math.log(2)),

@@ -1,27 +1,16 @@
 """The VAE: an encoder, a decoder and a prior. Networks return distribution parameters, never losses."""
 
-from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vae import weights
 from vae.data import PIXELS, SIDE
-from vae.errors import InputError
+from vae.layers import at_least_float32, mlp
 from vae.params import Model
-from vae.prior import PRIORS, Prior, at_least_float32
-
-
-def mlp(widths: Sequence[int]) -> nn.Sequential:
-    """Linear layers of these widths, with a ReLU between two."""
-    layers: list[nn.Module] = []
-    for inputs, outputs in pairwise(widths):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+from vae.prior import PRIORS, Prior
 
 
 class MlpEncoder(nn.Module):
@@ -151,28 +140,9 @@ class VAE(nn.Module):
 
 def save(model: VAE, path: Path) -> None:
     """Writes the weights with the model's configuration: the same weights give the same bytes."""
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(weights, path, metadata={"model": model.config.model_dump_json()})  # one key: two have no fixed order
+    weights.save(model, model.config, path)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> VAE:
-    """Reads a model that `save` wrote; no code in the file is executed.
-
-    Raises:
-        InputError: the file is missing, damaged, or not a model of this project.
-    """
-    remedy = "train it again with `dvc repro --force train`"
-    if not path.is_file():
-        raise InputError(f"{path}: no such model; {remedy}")
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            config = Model.model_validate_json((file.metadata() or {})["model"])
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-        model = VAE(config).to(device)
-        model.load_state_dict(weights)
-    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"{path}: not a model of this project ({' '.join(str(error).split())[:200]}); {remedy}"
-        ) from error
-    return model.eval()
+    """Reads a model that `save` wrote. Raises InputError as `weights.load` does."""
+    return weights.load(path, Model, VAE, "train it again with `dvc repro --force train`", device)

@@ -24,9 +24,8 @@ class _BernoulliLogProb(torch.autograd.Function):
         ctx.save_for_backward(x, logits)
         size = logits.abs().to(x.dtype)  # (..., P)
         linear = ((x - 0.5) * logits).sum(dim=-1) - 0.5 * size.sum(dim=-1)
-        return linear + size.sigmoid_().unflatten(-1, (math.gcd(SHARING, size.shape[-1]), -1)).prod(dim=-2).log_().sum(
-            dim=-1
-        )
+        products = size.sigmoid_().unflatten(-1, (math.gcd(SHARING, size.shape[-1]), -1)).prod(dim=-2)  # (..., P / 16)
+        return linear + products.log_().sum(dim=-1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]

@@ -3,6 +3,7 @@
 Both are plain classes: `torch.optim.Optimizer` imports all of torch's compiler when the first one is built, 1.5 s.
 """
 
+import math
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -15,6 +16,14 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration (Jordan et 
 STEPS = 5
 MOMENTUM = 0.95
 EPSILON = 1e-14
+
+
+def rate_factor(schedule: str, progress: float, step: int, warmup_steps: int) -> float:
+    """The share of the learning rates at `step`: a linear warm-up, then constant, or a half cosine to zero
+    (Loshchilov & Hutter 2017) as `progress` goes from 0 to 1."""
+    warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+    decay = 0.5 * (1 + math.cos(math.pi * progress)) if schedule == "cosine" else 1.0
+    return warmup * decay
 
 
 def orthogonalizer(grams: Tensor) -> Tensor:

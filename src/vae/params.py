@@ -39,7 +39,7 @@ class Model(Section):
     prior: Literal["standard-normal", "mixture", "flow"]
     mixture_components: Annotated[int, Field(ge=1, le=65536)]
     flow_couplings: Annotated[int, Field(ge=1, le=64)]
-    flow_width: Width
+    flow_hidden: Widths
 
 
 class Train(Section):
@@ -51,6 +51,7 @@ class Train(Section):
     optimizer: Literal["adam", "muon"]
     learning_rate: Positive
     prior_learning_rate: Positive
+    flow_learning_rate: Positive
     muon_learning_rate: Positive
     schedule: Literal["constant", "cosine"]
     warmup_steps: Annotated[int, Field(ge=0)]
@@ -83,6 +84,7 @@ class Annealing(Section):
     temperatures: Annotated[int, Field(ge=2, le=2**31 - 1)]
     leapfrog_steps: Count
     step_size: Positive
+    importance_samples: Annotated[list[Count], Field(min_length=1, max_length=16)]
 
 
 class Track(Section):

@@ -1,19 +1,16 @@
 """Priors p(z): the standard normal, and the learned ones. All give log-densities in nats and samples."""
 
 import math
+from itertools import cycle, islice
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vae.layers import mlp
 from vae.params import Model
 
 LOG_2PI = math.log(2 * math.pi)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Leaves bfloat16 behind where autocast has been; float64 stays. Shapes: any -> the same."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class StandardNormal(nn.Module):
@@ -67,40 +64,38 @@ class Mixture(nn.Module):
 
 
 class Flow(nn.Module):
-    """p(z) by a real-valued non-volume-preserving flow to N(0, I) (RealNVP, Dinh et al. 2017).
+    """p(z) by a real-valued non-volume-preserving flow (RealNVP, Dinh et al. 2017) to a mixture of Gaussians.
 
-    Each coupling keeps the first D // 2 latents a and maps the others b to b e^s(a) + t(a); then the order of all
-    is reversed, so that the next coupling maps what this one kept.
+    Each coupling takes two halves a, b of the latents to (b e^s(a) + t(a), a): the next one maps the other half.
+    With one component the mixture is a Gaussian.
     """
 
     def __init__(self, config: Model) -> None:
         super().__init__()
-        self.latent_dim = config.latent_dim
-        self.kept = config.latent_dim // 2
-        mapped, width = config.latent_dim - self.kept, config.flow_width
+        self.halves = config.latent_dim // 2, config.latent_dim - config.latent_dim // 2
         self.couplings = nn.ModuleList(
-            nn.Sequential(
-                nn.Linear(self.kept, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2 * mapped)
-            )
-            for _ in range(config.flow_couplings)
+            mlp([kept, *config.flow_hidden, 2 * mapped])
+            for kept, mapped in islice(cycle([self.halves, self.halves[::-1]]), config.flow_couplings)
         )
-        for coupling in self.couplings:  # start at the identity: p(z) = N(0, I)
+        for coupling in self.couplings:  # start at the identity
             for parameter in list(coupling.parameters())[-2:]:  # the last layer's weight and bias
                 nn.init.zeros_(parameter)
+        self.base = Mixture(config)
 
     def _scale_shift(self, coupling: nn.Module, a: Tensor) -> tuple[Tensor, Tensor]:
-        s, t = at_least_float32(coupling(a)).chunk(2, dim=-1)
+        s, t = coupling(a).chunk(2, dim=-1)
         return 2 * torch.tanh(0.5 * s), t  # |s| < 2, or one coupling could overflow
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """log N(f(z); 0, I) + sum of all s. Shapes: z (..., D) -> (...)."""
-        log_det = torch.zeros(z.shape[:-1], device=z.device)
-        for coupling in self.couplings:
-            a, b = z[..., : self.kept], z[..., self.kept :]
-            s, t = self._scale_shift(coupling, a)
-            log_det = log_det + s.sum(dim=-1)
-            z = torch.cat([a, b * s.exp() + t], dim=-1).flip(-1)
-        return log_det - 0.5 * (z.square() + LOG_2PI).sum(dim=-1)
+        """log p_base(f(z)) + sum of all s. Shapes: z (..., D) -> (...)."""
+        with torch.autocast(z.device.type, enabled=False):  # so small that casts would cost more than products
+            log_det = torch.zeros(z.shape[:-1], device=z.device)
+            a, b = z.split(self.halves, dim=-1)
+            for coupling in self.couplings:
+                s, t = self._scale_shift(coupling, a)
+                log_det = log_det + s.sum(dim=-1)
+                a, b = torch.addcmul(t, b, s.exp()), a
+            return log_det + self.base.log_prob(torch.cat([a, b], dim=-1))
 
     def kl(self, mu: Tensor, logvar: Tensor) -> Tensor | None:
         """None: a flow has no closed form."""
@@ -108,13 +103,12 @@ class Flow(nn.Module):
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """Returns (count, D)."""
-        z = torch.randn(count, self.latent_dim, generator=generator, device=generator.device)
+        halves = self.halves if len(self.couplings) % 2 == 0 else self.halves[::-1]
+        a, b = self.base.sample(count, generator).split(halves, dim=-1)
         for coupling in reversed(self.couplings):
-            z = z.flip(-1)
-            a, b = z[..., : self.kept], z[..., self.kept :]
-            s, t = self._scale_shift(coupling, a)
-            z = torch.cat([a, (b - t) * torch.exp(-s)], dim=-1)
-        return z
+            s, t = self._scale_shift(coupling, b)
+            a, b = b, (a - t) * torch.exp(-s)
+        return torch.cat([a, b], dim=-1)
 
 
 Prior = StandardNormal | Mixture | Flow

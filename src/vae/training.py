@@ -12,8 +12,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from vae import data, device, objective
 from vae.errors import InputError
 from vae.model import VAE
-from vae.optimizers import Adam, Muon, Optimizer
+from vae.optimizers import Adam, Muon, Optimizer, rate_factor
 from vae.params import Train
+from vae.prior import Flow
 
 COLUMNS = ("epoch", "train_neg_elbo_nats", "val_neg_elbo_nats", "rate_nats", "distortion_nats", "lr")
 VALIDATION_BATCH = 1000
@@ -31,22 +32,20 @@ class Record:
     lr: float
 
 
-def rate_factor(config: Train, progress: float, step: int) -> float:
-    """The share of the learning rates at `step`: a linear warm-up, then constant or a half cosine to zero
-    (Loshchilov & Hutter 2017)."""
-    warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
-    decay = 0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1.0
-    return warmup * decay
-
-
 def build_optimizers(model: VAE, config: Train) -> list[Optimizer]:
-    """Adam for the prior and for both networks, or Muon for the matrices and convolutions of the networks."""
+    """Adam for the prior and for both networks, or Muon for the matrices and convolutions of the networks.
+
+    The couplings of a flow are small networks: they take steps far shorter than what lies in the space of z itself.
+    """
     networks = [*model.encode.parameters(), *model.decode.parameters()]
     matrices = [p for p in networks if p.ndim >= 2 and config.optimizer == "muon"]
     others = [p for p in networks if p.ndim < 2 or config.optimizer == "adam"]
+    couplings = [*model.prior.couplings.parameters()] if isinstance(model.prior, Flow) else []
+    mixture = [*(model.prior.base if isinstance(model.prior, Flow) else model.prior).parameters()]
     built = [
         Adam(others, config.learning_rate),
-        Adam(model.prior.parameters(), config.prior_learning_rate),
+        Adam(mixture, config.prior_learning_rate),
+        Adam(couplings, config.flow_learning_rate),
         Muon(matrices, config.muon_learning_rate),
     ]
     return [optimizer for optimizer in built if optimizer.params]
@@ -151,7 +150,8 @@ class Fit:
         self.model.train()
         for index, batch in enumerate(order.split(size)):
             step = self.epoch * steps + index
-            factor = rate_factor(self.config, step / (self.config.epochs * steps), step)
+            progress = step / (self.config.epochs * steps)
+            factor = rate_factor(self.config.schedule, progress, step, self.config.warmup_steps)
             x = inputs(train[batch], binarization, self.generator)
             terms = self._step(x, kl_weight(self.config, step / steps), factor)
             totals += torch.stack(terms) * len(batch)

@@ -1,0 +1,51 @@
+"""Networks as safetensors files: the weights, and the configuration that builds the network again."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from pydantic import BaseModel
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from vae.errors import InputError
+
+Config = TypeVar("Config", bound=BaseModel)
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def save(network: nn.Module, config: BaseModel, path: Path) -> None:
+    """Writes a network: the same weights give the same bytes."""
+    weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kind = type(config).__name__.lower()
+    save_file(weights, path, metadata={kind: config.model_dump_json()})  # one key: two have no fixed order
+
+
+def load(
+    path: Path,
+    schema: type[Config],
+    build: Callable[[Config], Network],
+    remedy: str,
+    device: torch.device | str = "cpu",
+) -> Network:
+    """Reads a network that `save` wrote with a configuration of this schema; no code in the file is executed.
+
+    Raises:
+        InputError: the file is missing, damaged, or of another kind; it ends in `remedy`.
+    """
+    kind = schema.__name__.lower()
+    if not path.is_file():
+        raise InputError(f"{path}: no such {kind}; {remedy}")
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            config = schema.model_validate_json((file.metadata() or {})[kind])
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+        network = build(config).to(device)
+        network.load_state_dict(weights)
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: not a {kind} of this project ({reason}); {remedy}") from error
+    return network.eval()
