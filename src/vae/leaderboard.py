@@ -58,7 +58,7 @@ def put(rows: list[Row], new: Row) -> list[Row]:
 def table(rows: list[Row]) -> str:
     """A line for each recipe and number of importance samples, means over its seeds; the best bound first."""
     lines = [
-        "| recipe | parameters | train, minutes | NLL bound | K | seeds | neg-ELBO | above training images' "
+        "| recipe | parameters | train, minutes | NLL bound | K | seeds | neg-ELBO | test minus training "
         "| rate + distortion | grey neg-ELBO | active latents | Fréchet | precision, recall |",
         f"|{'---|' * 13}",
     ]
