@@ -57,7 +57,7 @@ leaderboard: setup  ## RECIPE=...: put the present results into metrics/leaderbo
 	@python pipeline/leaderboard.py params.yaml metrics/evaluation.json metrics/quality.json metrics/mlflow.json \
 	  models/vae.safetensors metrics/leaderboard.csv README.md "$(RECIPE)"
 
-bounds: setup  ## check the likelihood bound by annealed importance sampling, into metrics/annealing.json
+bounds: setup  ## check the likelihood bound by annealed importance sampling, into metrics/annealing.json and the README
 	@python pipeline/annealing.py params.yaml data models/vae.safetensors metrics/annealing.json README.md
 
 reproduce: setup  ## RUN=...: run a recorded MLflow run again from scratch, and compare every file
