@@ -7,6 +7,7 @@ OBSERVER = live.start()  # before the imports below: torch and mlflow are then i
 import csv
 import json
 import os
+import sys
 import time
 from dataclasses import astuple
 from pathlib import Path
@@ -68,6 +69,8 @@ def main(params: Path, data_folder: Path, model_path: Path, curves: Path, valida
         live_run.trained()
     last = records[-1]
     print(f"validation neg-ELBO {last.val_neg_elbo_nats:.2f} nats, training {last.train_neg_elbo_nats:.2f}")
+    if complaint := training.collapse(last):
+        print(f"warning: {complaint}", file=sys.stderr)
 
 
 def write(path: Path, records: list[training.Record]) -> None:

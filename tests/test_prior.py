@@ -131,6 +131,18 @@ def test_mixture_against_distributions(prior, latent_dim):
     torch.testing.assert_close(model.log_prob(z), reference.log_prob(z), rtol=1e-11, atol=1e-11)
 
 
+def test_mixture_far_away(prior):
+    """Where all components are so far that their densities underflow, the log-density and its gradient stay exact."""
+    model = prior("mixture", 4).float()
+    z = torch.full((1, 4), 300.0, dtype=torch.float32, requires_grad=True)
+    model.log_prob(z).sum().backward()
+    exact = torch.full((1, 4), 300.0, dtype=torch.float64, requires_grad=True)
+    doubled = model.double()
+    doubled.log_prob(exact).sum().backward()
+    assert doubled.log_prob(exact).item() < -10000
+    torch.testing.assert_close(z.grad.double(), exact.grad, rtol=1e-4, atol=0)
+
+
 @torch.no_grad()
 def test_mixture_under_mixed_precision(prior):
     """Autocast does not reach into the differences of large numbers."""

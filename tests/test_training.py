@@ -293,6 +293,15 @@ def test_divergence_is_an_error(start, schedule):
     assert len(records) < 5
 
 
+def test_collapse_is_told(start):
+    """A training that ends on the mean image alone is told from one that ends with a code in its latents."""
+    healthy = run(start(epochs=30, kl_warmup_epochs=0.0))[-1]
+    assert training.collapse(healthy) is None
+    collapsed = run(start(epochs=1, kl_warmup_epochs=0.0, learning_rate=0.0))[-1]
+    assert collapsed.rate_nats < training.COLLAPSED_NATS
+    assert "train.warmup_steps" in training.collapse(collapsed)
+
+
 def test_rates_as_applied(start):
     """The optimizer's rate at each step is the schedule over all steps of all epochs; the record has the last."""
     fit, *images = start(epochs=2, schedule="cosine", learning_rate=0.01, warmup_steps=3)

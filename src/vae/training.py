@@ -18,6 +18,7 @@ from vae.prior import Flow
 
 COLUMNS = ("epoch", "train_neg_elbo_nats", "val_neg_elbo_nats", "rate_nats", "distortion_nats", "lr")
 VALIDATION_BATCH = 1000
+COLLAPSED_NATS = 1.0  # of rate: less than telling two or three kinds of images apart
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,9 @@ def build_optimizers(model: VAE, config: Train) -> list[Optimizer]:
     networks = [*model.encode.parameters(), *model.decode.parameters()]
     matrices = [p for p in networks if p.ndim >= 2 and config.optimizer == "muon"]
     others = [p for p in networks if p.ndim < 2 or config.optimizer == "adam"]
-    couplings = [*model.prior.couplings.parameters()] if isinstance(model.prior, Flow) else []
-    mixture = [*(model.prior.base if isinstance(model.prior, Flow) else model.prior).parameters()]
+    couplings, mixture = [], [*model.prior.parameters()]
+    if isinstance(model.prior, Flow):
+        couplings, mixture = [*model.prior.couplings.parameters()], [*model.prior.base.parameters()]
     built = [
         Adam(others, config.learning_rate),
         Adam(mixture, config.prior_learning_rate),
@@ -162,6 +164,16 @@ class Fit:
             val = validate(self.fitted, validation, binarization, self.config.seed)
         values = (rate + distortion, val, rate, distortion, factor * self.config.learning_rate)
         return Record(self.epoch, *(float(f"{value:.6g}") for value in values))  # the same in the file and in MLflow
+
+
+def collapse(record: Record) -> str | None:
+    """What to say of a training whose latents carry nothing (posterior collapse, Bowman et al. 2016), else None."""
+    if record.rate_nats >= COLLAPSED_NATS:
+        return None
+    return (
+        f"the latents carry {record.rate_nats:.2f} nats, so all images are decoded alike; lower train.learning_rate, "
+        "or raise train.warmup_steps or train.kl_warmup_epochs"
+    )
 
 
 def fit(state: Fit, train: Tensor, validation: Tensor, binarization: str) -> Iterator[Record]:
