@@ -56,9 +56,9 @@ def epoch_origin(_: Params, folder: Path) -> Callable[[], None]:
     return run
 
 
-def epoch_ours(config: Params, folder: Path) -> Callable[[], None]:
-    """Our epoch: the same architecture, images and batch."""
-    images = data.load(folder, "train").images
+def epoch_ours(config: Params, folder: Path, count: int | None = None) -> Callable[[], None]:
+    """Our epoch, of all images or of the first `count`."""
+    images = data.load(folder, "train").images[:count]
     fit = training.Fit(model.VAE(config.model), config.train)
 
     def run() -> None:
@@ -79,15 +79,15 @@ def epoch_floor(config: Params, folder: Path) -> Callable[[], None]:
     return run
 
 
-def evaluation_ours(config: Params, folder: Path) -> Callable[[], None]:
-    """The importance-weighted bound of some images."""
+def evaluation_ours(config: Params, folder: Path, count: int = IMAGES, samples: int = SAMPLES) -> Callable[[], None]:
+    """The importance-weighted bound of `count` images."""
     vae = model.VAE(config.model).eval()
     generator = torch.Generator().manual_seed(0)
-    x = data.binarize(data.load(folder, "t10k").images[:IMAGES], generator)
+    x = data.binarize(data.load(folder, "t10k").images[:count], generator)
 
     def run() -> None:
         with device.autocast(x.device, config.evaluate.precision):
-            metrics.over_images(vae, x, SAMPLES, generator, "bound")
+            metrics.over_images(vae, x, samples, generator, "bound")
 
     return run
 
@@ -103,18 +103,18 @@ def evaluation_floor(config: Params, _: Path) -> Callable[[], None]:
     return run
 
 
-CONTENDERS = {
+CONTENDERS: dict[str, Callable[..., Callable[[], None]]] = {
     function.__name__: function
     for function in (epoch_origin, epoch_ours, epoch_floor, evaluation_ours, evaluation_floor)
 }
 
 
-def main(name: str, params: Path, folder: Path) -> None:
-    """Answers each line on stdin with the seconds of one run."""
+def main(name: str, params: Path, folder: Path, *sizes: int) -> None:
+    """Answers each line on stdin with the seconds of one run; `sizes` where the contender takes any."""
     config = load(params)
     torch.set_num_threads(config.train.threads)
     torch.manual_seed(0)
-    run = CONTENDERS[name](config, folder)
+    run = CONTENDERS[name](config, folder, *sizes)
     for _ in sys.stdin:
         started = time.perf_counter()
         run()
@@ -122,4 +122,4 @@ def main(name: str, params: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), *map(int, sys.argv[4:]))

@@ -1,5 +1,6 @@
 """How cost grows: images, importance samples, width, and queue workers."""
 
+import shlex
 import subprocess
 import sys
 import time
@@ -10,36 +11,15 @@ from bench.cost import clone
 from bench.processes import environment, measure, variant
 
 WORKERS, EXPERIMENTS = (1, 2, 4), 4
-SCRIPT = """
-import sys, time
-from pathlib import Path
-from vae import command
-import torch
-from vae import data, device, metrics, model, training
-from vae.params import load
-config, folder, images, samples = load(Path(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-torch.set_num_threads(config.train.threads)
-torch.manual_seed(0)
-vae = model.VAE(config.model)
-if samples:
-    x = data.binarize(data.load(folder, "t10k").images[:images], torch.Generator().manual_seed(0))
-    started = time.perf_counter()
-    with device.autocast(x.device, config.evaluate.precision):
-        metrics.over_images(vae.eval(), x, samples, torch.Generator().manual_seed(0), "")
-else:
-    grey, fit = data.load(folder, "train").images, training.Fit(vae, config.train)
-    started = time.perf_counter()
-    fit.run_epoch(grey[:images], grey[:1], config.data.binarization)
-Path(sys.argv[5]).write_text(str(time.perf_counter() - started))
-"""
 
 
 def row(label: str, folder: Path, data: Path, images: int, samples: int, **model: Any) -> dict[str, Any]:
     """Trains an epoch on `images` (`samples` 0), or bounds their likelihood, in a process of its own."""
-    params = variant(folder / "params.yaml", model=model)
-    result = folder / "seconds"
-    arguments = [str(params), str(data), str(images), str(samples), str(result)]
-    peak = measure([sys.executable, "-c", SCRIPT, *arguments], folder, environment()).peak_mib
+    params, result = variant(folder / "params.yaml", model=model), folder / "seconds"
+    sizes = ["evaluation_ours", images, samples] if samples else ["epoch_ours", images]
+    words = [sys.executable, "-m", "bench.contender", sizes[0], params, data, *sizes[1:]]
+    command = f"echo | {shlex.join(map(str, words))} > {shlex.quote(str(result))}"
+    peak = measure(command, folder, environment()).peak_mib
     return {"what": label, "seconds": float(result.read_text()), "peak_mib": peak}
 
 

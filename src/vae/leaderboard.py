@@ -2,7 +2,6 @@
 
 import csv
 from collections.abc import Iterable
-from itertools import groupby
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -62,12 +61,14 @@ def table(rows: list[Row]) -> str:
         "| rate + distortion | grey neg-ELBO | active latents | Fréchet | precision, recall |",
         f"|{'---|' * 13}",
     ]
-    groups = [list(group) for _, group in groupby(rows, key=lambda row: (row["recipe"], row["importance_samples"]))]
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["recipe"], row["importance_samples"]), []).append(row)
 
     def over_seeds(group: list[Row], name: str) -> float:
         return mean(float(row[name]) for row in group)
 
-    for group in sorted(groups, key=lambda group: over_seeds(group, "nll_iw_nats")):
+    for group in sorted(groups.values(), key=lambda group: over_seeds(group, "nll_iw_nats")):
         value = {name: over_seeds(group, name) for name in ("train_minutes", *MEASURED)}
         bounds = [float(row["nll_iw_nats"]) for row in group]
         cells = [
