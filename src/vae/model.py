@@ -107,7 +107,7 @@ class ConvDecoder(nn.Module):
         self.blocks7 = residuals(self.deep, config.blocks)
         self.up = nn.Linear(self.deep, 4 * wide)
         self.blocks14 = residuals(wide, config.blocks)
-        self.leave = nn.Conv2d(wide, 4, 3, padding=1, bias=False)
+        self.leave = nn.Linear(wide, 4, bias=False)  # a convolution to so few channels takes as long as one to 16
         self.bias = nn.Parameter(torch.zeros(PIXELS))  # of each pixel: convolutions do not know where they are
 
     def forward(self, z: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ class ConvDecoder(nn.Module):
         x = self.enter(z).view(-1, 7, 7, self.deep).permute(0, 3, 1, 2)  # (B, C', 7, 7), channels last in memory
         x = F.relu(self.blocks7(x)).permute(0, 2, 3, 1)  # (B, 7, 7, C')
         x = self.blocks14(unfold(self.up(x)))  # (B, C, 14, 14)
-        x = unfold(self.leave(F.relu(x)).permute(0, 2, 3, 1))  # (B, 1, 28, 28)
+        x = unfold(self.leave(F.relu(x).permute(0, 2, 3, 1)))  # (B, 1, 28, 28)
         return x.reshape(*z.shape[:-1], PIXELS) + self.bias.to(x.dtype)
 
 
