@@ -16,8 +16,8 @@ WORKERS, EXPERIMENTS = (1, 2, 4), 4
 def row(label: str, folder: Path, data: Path, images: int, samples: int, **model: Any) -> dict[str, Any]:
     """Trains an epoch on `images` (`samples` 0), or bounds their likelihood, in a process of its own."""
     params, result = variant(folder / "params.yaml", model=model), folder / "seconds"
-    sizes = ["evaluation_ours", images, samples] if samples else ["epoch_ours", images]
-    words = [sys.executable, "-m", "bench.contender", sizes[0], params, data, *sizes[1:]]
+    contender, sizes = ("evaluation_ours", [images, samples]) if samples else ("epoch_ours", [images])
+    words = [sys.executable, "-m", "bench.contender", contender, params, data, *sizes]
     command = f"echo | {shlex.join(map(str, words))} > {shlex.quote(str(result))}"
     peak = measure(command, folder, environment()).peak_mib
     return {"what": label, "seconds": float(result.read_text()), "peak_mib": peak}

@@ -55,6 +55,12 @@ def test_bounds_of_different_numbers_of_samples_are_apart():
     ]
 
 
+def test_the_table_takes_rows_in_any_order():
+    """Seeds of a recipe need not stand together."""
+    rows = [row("a", 0), row("b", 0, nll_iw_nats=90.0), row("a", 1)]
+    assert leaderboard.table(rows) == leaderboard.table([rows[0], rows[2], rows[1]])
+
+
 def test_rows_come_back_and_are_replaced(tmp_path):
     rows = [row("a", 0), row("a", 1)]
     leaderboard.write(rows, tmp_path / "board.csv")
