@@ -16,5 +16,5 @@ def mlp(widths: Sequence[int]) -> nn.Sequential:
     """Linear layers of these widths, with a ReLU between two."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+        layers += [nn.Linear(inputs, outputs), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers[:-1])

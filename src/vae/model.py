@@ -90,9 +90,9 @@ class ConvEncoder(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Shapes: x (B, P) in [0, 1] -> mu (B, D), logvar (B, D), both float32."""
         x = fold(x.view(-1, 1, SIDE, SIDE)).permute(0, 3, 1, 2)  # (B, 4, 14, 14), channels last in memory
-        x = F.relu(self.enter(x))  # (B, C, 14, 14)
+        x = F.relu_(self.enter(x))  # (B, C, 14, 14)
         x = self.blocks7(self.down(fold(x)).permute(0, 3, 1, 2))  # (B, C', 7, 7)
-        x = F.relu(x).permute(0, 2, 3, 1).flatten(1)  # (B, 49 C')
+        x = F.relu_(x).permute(0, 2, 3, 1).flatten(1)  # (B, 49 C')
         mu, logvar = at_least_float32(self.leave(x)).chunk(2, dim=-1)
         return mu, logvar
 
@@ -113,9 +113,9 @@ class ConvDecoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Shapes: z (..., D) -> logits (..., P)."""
         x = self.enter(z).view(-1, 7, 7, self.deep).permute(0, 3, 1, 2)  # (B, C', 7, 7), channels last in memory
-        x = F.relu(self.blocks7(x)).permute(0, 2, 3, 1)  # (B, 7, 7, C')
+        x = F.relu_(self.blocks7(x)).permute(0, 2, 3, 1)  # (B, 7, 7, C')
         x = self.blocks14(unfold(self.up(x)))  # (B, C, 14, 14)
-        x = unfold(self.leave(F.relu(x).permute(0, 2, 3, 1)))  # (B, 1, 28, 28)
+        x = unfold(self.leave(F.relu_(x).permute(0, 2, 3, 1)))  # (B, 1, 28, 28)
         return x.reshape(*z.shape[:-1], PIXELS) + self.bias.to(x.dtype)
 
 

@@ -22,8 +22,10 @@ class _BernoulliLogProb(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, logits: Tensor) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(x, logits)
-        size = logits.abs().to(x.dtype)  # (..., P)
-        linear = ((x - 0.5) * logits).sum(dim=-1) - 0.5 * size.sum(dim=-1)
+        values = logits.to(x.dtype, copy=True)  # (..., P), to be written over
+        linear = ((x - 0.5) * values).sum(dim=-1)
+        size = values.abs_()
+        linear -= 0.5 * size.sum(dim=-1)
         products = size.sigmoid_().unflatten(-1, (math.gcd(SHARING, size.shape[-1]), -1)).prod(dim=-2)  # (..., P / 16)
         return linear + products.log_().sum(dim=-1)
 
