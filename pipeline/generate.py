@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vae import data, device, model, plots
+from vae import data, device, model, plots, prior
 from vae.params import load
 
 ROW = 10  # the row of digits that the origin of this project ends with
@@ -34,8 +34,7 @@ def main(params: Path, data_folder: Path, model_path: Path, samples: Path) -> No
 
     test = data.unit(data.load(data_folder, "t10k").images[: 2 * config.generate.interpolations].to(place))
     mu, _ = vae.encode(test)  # (2 R, D)
-    weights = torch.linspace(0, 1, STEPS, device=place)[:, None]  # (S, 1)
-    paths = torch.stack([torch.lerp(start, end, weights) for start, end in zip(mu[::2], mu[1::2], strict=True)])
+    paths = prior.path(vae.prior, mu[::2], mu[1::2], STEPS).transpose(0, 1)  # (R, S, D)
     plots.save_grid(samples / "interpolations.png", torch.sigmoid(vae.decode(paths)).flatten(0, 1).cpu().numpy(), STEPS)
     print(f"{count} digits in {samples / 'grid.png'}")
 

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
+from vae.prior import path
+
 pytestmark = pytest.mark.usefixtures("float64")
 NAMES = ["standard-normal", "mixture", "flow"]
 REACH, STEPS = 20, 20  # a square grid reaches so far from the origin, in so many steps to a unit
@@ -168,21 +170,41 @@ def test_mixture_samples_its_weights(prior):
 @pytest.mark.parametrize("couplings", [3, 4])
 @pytest.mark.parametrize("latent_dim", [2, 3, 5])
 def test_flow_against_the_jacobian(prior, latent_dim, couplings):
-    """log p(z) = log p_base(f(z)) + log |det df/dz|, with f undone by `sample` and its Jacobian by autograd."""
+    """log p(z) = log p_base(f(z)) + log |det df/dz|, with the Jacobian of the inverse by autograd."""
     model = prior("flow", latent_dim, flow_couplings=couplings)
     points = torch.randn(6, latent_dim, generator=torch.Generator().manual_seed(8))
-
-    def inverse(point: torch.Tensor) -> torch.Tensor:
-        """f^-1, which `sample` applies to samples of the mixture."""
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(model.base, "sample", lambda *_: point[None])
-            return model.sample(1, torch.Generator())[0]
-
     for point in points:
-        z = inverse(point)
-        log_det = torch.linalg.slogdet(torch.autograd.functional.jacobian(inverse, point)).logabsdet
+        z = model.from_base(point)
+        log_det = torch.linalg.slogdet(torch.autograd.functional.jacobian(model.from_base, point)).logabsdet
         assert abs(log_det) > 1e-3
         torch.testing.assert_close(model.log_prob(z), model.base.log_prob(point) - log_det, rtol=1e-10, atol=1e-10)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("couplings", [3, 4])
+@pytest.mark.parametrize("latent_dim", [2, 5])
+def test_flow_is_undone(prior, latent_dim, couplings):
+    """z -> f(z) -> z, and f is not the identity."""
+    model = prior("flow", latent_dim, flow_couplings=couplings)
+    z = torch.randn(20, latent_dim, generator=torch.Generator().manual_seed(0))
+    u, log_det = model.to_base(z)
+    assert (u - z).abs().mean() > 0.1
+    assert log_det.shape == (20,)
+    torch.testing.assert_close(model.from_base(u), z, rtol=1e-10, atol=1e-10)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NAMES)
+def test_path(prior, name):
+    """Both ends are there, and the steps are equal where the line is straight: in z, or in the base of a flow."""
+    model = prior(name, 4)
+    start, end = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    points = path(model, start, end, 7)  # (7, 3, 4)
+    torch.testing.assert_close(points[[0, -1]], torch.stack([start, end]), rtol=1e-10, atol=1e-10)
+    steps = (model.to_base(points)[0] if name == "flow" else points).diff(dim=0)
+    torch.testing.assert_close(steps, steps[:1].expand_as(steps), rtol=1e-9, atol=1e-9)
+    if name == "flow":
+        assert (points.diff(dim=0).diff(dim=0)).abs().max() > 1e-3
 
 
 @torch.no_grad()

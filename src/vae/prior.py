@@ -93,16 +93,30 @@ class Flow(nn.Module):
         s, t = coupling(a).chunk(2, dim=-1)
         return 2 * torch.tanh(0.5 * s), t  # |s| < 2, or one coupling could overflow
 
+    def to_base(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """f(z), where the mixture lives, and log |det df/dz|, the sum of all s. (..., D) -> (..., D), (...)."""
+        log_det = torch.zeros(z.shape[:-1], device=z.device)
+        a, b = z.split(self.halves, dim=-1)
+        for coupling in self.couplings:
+            s, t = self._scale_shift(coupling, a)
+            log_det = log_det + s.sum(dim=-1)
+            a, b = torch.addcmul(t, b, s.exp()), a
+        return torch.cat([a, b], dim=-1), log_det
+
+    def from_base(self, u: Tensor) -> Tensor:
+        """The z of f(z) = u. (..., D) -> (..., D)."""
+        halves = self.halves if len(self.couplings) % 2 == 0 else self.halves[::-1]
+        a, b = u.split(halves, dim=-1)
+        for coupling in reversed(self.couplings):
+            s, t = self._scale_shift(coupling, b)
+            a, b = b, (a - t) * torch.exp(-s)
+        return torch.cat([a, b], dim=-1)
+
     def log_prob(self, z: Tensor) -> Tensor:
-        """log p_base(f(z)) + sum of all s. Shapes: z (..., D) -> (...)."""
+        """log p_base(f(z)) + log |det df/dz|. Shapes: z (..., D) -> (...)."""
         with torch.autocast(z.device.type, enabled=False):  # so small that casts would cost more than products
-            log_det = torch.zeros(z.shape[:-1], device=z.device)
-            a, b = z.split(self.halves, dim=-1)
-            for coupling in self.couplings:
-                s, t = self._scale_shift(coupling, a)
-                log_det = log_det + s.sum(dim=-1)
-                a, b = torch.addcmul(t, b, s.exp()), a
-            return log_det + self.base.log_prob(torch.cat([a, b], dim=-1))
+            u, log_det = self.to_base(z)
+            return log_det + self.base.log_prob(u)
 
     def kl(self, mu: Tensor, logvar: Tensor) -> Tensor | None:
         """None: a flow has no closed form."""
@@ -110,13 +124,20 @@ class Flow(nn.Module):
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """Returns (count, D)."""
-        halves = self.halves if len(self.couplings) % 2 == 0 else self.halves[::-1]
-        a, b = self.base.sample(count, generator).split(halves, dim=-1)
-        for coupling in reversed(self.couplings):
-            s, t = self._scale_shift(coupling, b)
-            a, b = b, (a - t) * torch.exp(-s)
-        return torch.cat([a, b], dim=-1)
+        return self.from_base(self.base.sample(count, generator))
 
 
 Prior = StandardNormal | Mixture | Flow
 PRIORS: dict[str, type[Prior]] = {"standard-normal": StandardNormal, "mixture": Mixture, "flow": Flow}
+
+
+def path(prior: Prior, start: Tensor, end: Tensor, steps: int) -> Tensor:
+    """Points from `start` to `end`, both included: on a straight line, which a flow draws in the space of its mixture.
+
+    There the way leads through likelier latents than in the space of z, so its middle is a digit more often than a
+    blend of two. Shapes: (..., D), (..., D) -> (steps, ..., D).
+    """
+    weights = torch.linspace(0, 1, steps, device=start.device).view(-1, *[1] * start.ndim)
+    if not isinstance(prior, Flow):
+        return torch.lerp(start, end, weights)
+    return prior.from_base(torch.lerp(prior.to_base(start)[0], prior.to_base(end)[0], weights))
