@@ -18,6 +18,8 @@ from tqdm import tqdm
 from vae import checkpoint, data, device, model, training
 from vae.params import Params, load
 
+SHOWN = 64  # digits of the picture that follows the training
+
 
 def build(params: Params, train: torch.Tensor) -> training.Fit:
     """A fresh model and the state of its training, from the seed and the training images alone."""
@@ -56,6 +58,8 @@ def main(params: Path, data_folder: Path, model_path: Path, curves: Path, valida
                 records.append(record)
                 saved.save({"fit": state.state_dict(), "records": [astuple(row) for row in records]})
                 live_run.log(record, time.monotonic() - started)
+                if record.epoch.bit_count() == 1:  # 1, 2, 4, 8, ...: as training slows down, so do the pictures
+                    live_run.show(record.epoch, digits(state.fitted, config.train.seed))
                 started = time.monotonic()
                 bar.set_postfix_str(
                     f"ELBO {-record.train_neg_elbo_nats:.2f}, validation {-record.val_neg_elbo_nats:.2f}"
@@ -71,6 +75,14 @@ def main(params: Path, data_folder: Path, model_path: Path, curves: Path, valida
     print(f"validation neg-ELBO {last.val_neg_elbo_nats:.2f} nats, training {last.train_neg_elbo_nats:.2f}")
     if complaint := training.collapse(last):
         print(f"warning: {complaint}", file=sys.stderr)
+
+
+@torch.no_grad()
+def digits(vae: model.VAE, seed: int) -> bytes:
+    """Mean images of samples of the prior, a byte of grey for each pixel; the noise is the same after each epoch."""
+    generator = torch.Generator(next(vae.parameters()).device).manual_seed(seed)
+    means = torch.sigmoid(vae.decode(vae.prior.sample(SHOWN, generator)))  # (N, P)
+    return means.mul(255).round().byte().cpu().numpy().tobytes()
 
 
 def write(path: Path, records: list[training.Record]) -> None:

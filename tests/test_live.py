@@ -1,6 +1,7 @@
-"""The sending side never raises and never waits, whatever becomes of the observer. Real stores: test_pipeline."""
+"""The sending side never raises, and waits at the end alone, whatever the observer does. Real stores: test_pipeline."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -36,6 +37,53 @@ def test_messages_arrive_in_order_with_the_outcome(tmp_path):
     assert got[0] == {"params": "params.yaml", "root": "root", "key": "key"}
     assert got[1]["record"]["val_neg_elbo_nats"] == 101.0
     assert got[2] == {"outcome": "TRAINED"}
+
+
+def test_more_than_the_pipe_has_room_for_arrives_whole_once_the_observer_reads(tmp_path):
+    process = observer(f"import sys, time; time.sleep(1); open({str(tmp_path / 'got')!r}, 'w').write(sys.stdin.read())")
+    started = time.monotonic()
+    with live.follow(process, Path("p"), Path("r"), "k", own=True) as run:
+        for epoch in range(5):
+            run.show(epoch, os.urandom(100_000))  # no compression makes it small
+            run.log(RECORD, 1.5)
+        assert time.monotonic() - started < 0.9  # it did not wait for the observer
+        run.trained()
+    got = received(tmp_path)
+    assert [next(iter(message)) for message in got] == ["params", *["epoch", "record"] * 5, "outcome"]
+    assert all(len(message["digits"]) > 100_000 for message in got[1:-1:2])
+
+
+OBSERVE = """
+import sys, types, vae
+from vae import live
+class LiveRun:
+    def __init__(self, *arguments): print("open", *arguments)
+    def log(self, record, seconds): print("log", record["epoch"], seconds)
+    def show(self, epoch, digits): print("show", epoch, list(digits))
+    def end(self, outcome): print("end", outcome)
+sys.modules["vae.tracking"] = vae.tracking = types.SimpleNamespace(LiveRun=LiveRun)
+live.observe()
+"""
+
+
+@pytest.mark.parametrize(
+    ("cut", "end"),
+    [(0, "TRAINED"), (1, "KILLED"), (30, "KILLED")],
+    ids=["whole", "without the last line's end", "in the midst of the digits"],
+)
+def test_what_was_sent_is_done_in_order_and_half_a_line_is_left(tmp_path, cut, end):
+    process = recorder(tmp_path)
+    with live.follow(process, Path("p"), Path("r"), "k", own=True) as run:
+        run.log(RECORD, 1.5)
+        run.show(1, bytes([0, 7, 255]))
+        run.trained()
+    sent = (tmp_path / "got").read_bytes()
+    done = subprocess.run(
+        [sys.executable, "-c", OBSERVE], input=sent[: len(sent) - cut], capture_output=True, check=True
+    )
+    shown = ["show 1 [0, 7, 255]"] if cut < 30 else []
+    assert done.stdout.decode().splitlines() == ["open p r k", "log 1 1.5", *shown, f"end {end}"]
+    assert done.stderr == b""
 
 
 @pytest.mark.parametrize(

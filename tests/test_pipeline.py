@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import socket
@@ -163,6 +164,9 @@ def test_first_repro_makes_one_finished_run(project):
     run = project.assert_whole(project.recorded())
     assert run.data.tags["git.dirty"] == "false"
     assert "epoch_seconds" in run.data.metrics  # the live run was completed, and no second one written
+    pictures = [item.path for item in project.client.list_artifacts(run.info.run_id, "images")]
+    steps = {int(re.split("[%+]", path)[2]) for path in pictures if "training_samples" in path}
+    assert steps == {1, 2}  # of three epochs
 
 
 def test_repro_with_nothing_to_do_is_quick_and_records_nothing(project):

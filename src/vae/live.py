@@ -1,10 +1,14 @@
 """Streams a training to MLflow while it runs, from a process beside it that can fail, stall or die without harm."""
 
+import base64
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
+import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -17,26 +21,27 @@ if TYPE_CHECKING:  # not at run time: this module is there before torch is
     from vae.training import Record
 
 GRACE_SECONDS = 15  # that an ended training waits for its last records to be stored
-PIPE_BYTES = 1 << 20  # room for some five thousand epochs that a stalled store has not taken
 
 
 class Run:
-    """The sending side. Nothing here raises or waits: a record that finds no room is left to the track stage."""
+    """The sending side. Nothing here raises, or waits before the end: what a stalled store does not take stays here."""
 
     def __init__(self, observer: subprocess.Popen[bytes]) -> None:
         assert observer.stdin
         self.observer = observer
         self.pipe = observer.stdin.fileno()
+        self.unsent = bytearray()
         self.outcome = "FAILED"
         os.set_blocking(self.pipe, False)
-        if sys.platform == "linux":
-            import fcntl
-
-            fcntl.fcntl(self.pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
     def _send(self, message: dict[str, Any]) -> None:
-        with suppress(OSError):  # full, or the observer has gone
-            os.write(self.pipe, json.dumps(message).encode() + b"\n")  # below 4096 bytes: whole or not at all
+        self.unsent += json.dumps(message).encode() + b"\n"
+        self._flush()
+
+    def _flush(self) -> None:
+        with suppress(OSError):  # the pipe is full, or the observer has gone
+            while self.unsent:
+                del self.unsent[: os.write(self.pipe, self.unsent)]
 
     def open(self, params: Path, root: Path, key: str) -> None:
         """Names the training that is followed."""
@@ -46,6 +51,10 @@ class Run:
         """One epoch, and the time it took."""
         self._send({"record": asdict(record), "seconds": seconds})
 
+    def show(self, epoch: int, digits: bytes) -> None:
+        """Digits that the model draws after this epoch: a byte of grey for each of their 784 pixels."""
+        self._send({"epoch": epoch, "digits": base64.b64encode(zlib.compress(digits)).decode()})
+
     def trained(self) -> None:
         """The training has ended well; the track stage will complete its run."""
         self.outcome = "TRAINED"
@@ -53,9 +62,13 @@ class Run:
     def close(self, outcome: str) -> None:
         self._send({"outcome": outcome})
         assert self.observer.stdin
+        deadline = time.monotonic() + GRACE_SECONDS
+        while self.unsent and self.observer.poll() is None and time.monotonic() < deadline:
+            select.select([], [self.pipe], [], 0.1)
+            self._flush()
         self.observer.stdin.close()
         try:
-            self.observer.wait(GRACE_SECONDS)
+            self.observer.wait(max(0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             self.observer.kill()  # the store does not answer; its run is left to the track stage
 
@@ -105,11 +118,15 @@ def observe() -> None:
     try:
         live, outcome = None, "KILLED"
         for line in sys.stdin:
+            if not line.endswith("\n"):
+                break  # the training died in the midst of it
             match json.loads(line):
                 case {"params": params, "root": root, "key": key}:
                     live = tracking.LiveRun(Path(params), Path(root), key)
                 case {"record": record, "seconds": seconds} if live:
                     live.log(record, seconds)
+                case {"epoch": epoch, "digits": digits} if live:
+                    live.show(epoch, zlib.decompress(base64.b64decode(digits)))
                 case {"outcome": str(word)}:
                     outcome = word
         if live:

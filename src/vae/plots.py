@@ -31,11 +31,16 @@ def tile(images: NDArray, columns: int) -> NDArray[np.uint8]:
     return canvas
 
 
+def grid(images: NDArray, columns: int) -> Image.Image:
+    """Digits (N, 784) as a picture of rows of `columns`."""
+    picture = Image.fromarray(tile(images, columns))
+    return picture.resize((picture.width * SCALE, picture.height * SCALE), Image.Resampling.NEAREST)
+
+
 def save_grid(path: Path, images: NDArray, columns: int) -> None:
     """Writes digits (N, 784) as a PNG of rows of `columns`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = Image.fromarray(tile(images, columns))
-    picture.resize((picture.width * SCALE, picture.height * SCALE), Image.Resampling.NEAREST).save(path, optimize=True)
+    grid(images, columns).save(path, optimize=True)
 
 
 def _save_figure(figure: "Figure", path: Path) -> None:

@@ -24,13 +24,14 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
 import mlflow
+import numpy as np
 from filelock import FileLock
 from mlflow import MlflowClient, MlflowException, pyfunc
 from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, Metric, Param, Run, RunTag
 from mlflow.models import Model
 from PIL import Image
 
-from vae import checkpoint
+from vae import checkpoint, plots
 from vae.errors import InputError
 from vae.params import Params, leaves, load
 
@@ -38,6 +39,7 @@ LOCK_SECONDS = 120
 PARAMS_AT_ONCE = 100  # MLflow's limit for one request
 METRICS_AT_ONCE = 1000
 FINAL_STEP = 0  # of test metrics and pictures: the UI lays runs side by side at equal steps
+DIGITS_BY_EPOCH = "training_samples"
 SOURCE = "dvc.yaml"  # what the UI shows as the source of a run
 CHAMPION, CHAMPION_METRIC = "champion", "val_neg_elbo_nats"
 TOOLS = {"annealing", "classifier", "quality"}  # sections of params.yaml that no stage of dvc.yaml reads
@@ -208,6 +210,12 @@ class LiveRun:
     def log(self, record: dict[str, Any], seconds: float) -> None:
         epoch, values = curve_point(record)
         self.store.log_metrics(self.run_id, [(epoch, values | {"epoch_seconds": seconds})])
+
+    def show(self, epoch: int, digits: bytes) -> None:
+        """A grid of digits (N, 784), a byte of grey for each pixel, which the UI pages through by epoch."""
+        images = np.frombuffer(digits, np.uint8).reshape(-1, plots.SIDE**2) / 255
+        picture = plots.grid(images, math.isqrt(len(images)))
+        self.store.client.log_image(self.run_id, picture, key=DIGITS_BY_EPOCH, step=epoch, synchronous=True)
 
     def end(self, outcome: str) -> None:
         if outcome != "TRAINED":
