@@ -58,7 +58,7 @@ def test_importance_weighted_bound_against_quadrature(plane, log_likelihood, bin
     model, samples = plane(prior), 6000
     expected = -log_likelihood(model, binary)
     nll = metrics.bounds(model, binary, samples, generator()).nll
-    rate, distortion = objective.log_weights(model, binary, 1000, generator(1))
+    rate, distortion = objective.log_weights(model, binary, model.encode(binary), 1000, generator(1))
     w = torch.softmax(-(rate + distortion), dim=1) * 1000  # relative to their mean
     stderr = w.std(dim=1) / math.sqrt(samples)
     assert (stderr < 0.1).all()
@@ -100,7 +100,7 @@ def test_bound_with_another_posterior(linear_gaussian, float64, shift, stretch):
     """Each image's bound is within 5 standard errors of -log p(x); the standard error is that of the log of a mean."""
     model, samples = linear_gaussian(shift, stretch), 40000
     nll = metrics.bounds(model, model.x, samples, generator()).nll
-    rate, distortion = objective.log_weights(model, model.x, samples, generator(1))
+    rate, distortion = objective.log_weights(model, model.x, model.encode(model.x), samples, generator(1))
     w = torch.exp(-(rate + distortion) - model.log_p_x[:, None])  # of mean 1
     stderr = w.std(dim=1) / math.sqrt(samples)
     assert (stderr < 0.02).all()
@@ -152,7 +152,7 @@ def test_bounds_are_their_definitions(plane, binary, float64):
     """Means of rate and distortion, the log of the mean weight, and Kong's sample size, from the same samples."""
     model = plane("mixture")
     found = metrics.bounds(model, binary, 7, generator(3))
-    rate, distortion = objective.log_weights(model, binary, 7, generator(3))
+    rate, distortion = objective.log_weights(model, binary, model.encode(binary), 7, generator(3))
     torch.testing.assert_close(tuple(found), definitions(rate, distortion), rtol=1e-10, atol=1e-10)
 
 
@@ -175,7 +175,7 @@ def test_chunks_of_samples(monkeypatch, plane, binary, chunk):
     rate, distortion = torch.rand(2, 6, 25, dtype=torch.float64, generator=generator()) * 800
     used = []
 
-    def stored(_model, _x, samples, _generator):
+    def stored(_model, _x, _posterior, samples, _generator):
         part = slice(sum(used), sum(used) + samples)
         used.append(samples)
         return rate[:, part], distortion[:, part]
@@ -186,6 +186,15 @@ def test_chunks_of_samples(monkeypatch, plane, binary, chunk):
     assert sum(used) == 25
     assert max(used) * len(binary) <= max(chunk, len(binary))
     torch.testing.assert_close(tuple(found), definitions(rate, distortion), rtol=1e-11, atol=1e-11)
+
+
+def test_images_are_encoded_once(monkeypatch, plane, binary):
+    """However many chunks the samples of an image come in."""
+    model, encoded = plane("mixture"), []
+    model.encode.register_forward_hook(lambda _module, args, _output: encoded.append(len(args[0])))
+    monkeypatch.setattr(metrics, "CHUNK", len(binary))
+    metrics.bounds(model, binary, 5, generator())
+    assert encoded == [len(binary)]
 
 
 @torch.no_grad()

@@ -163,7 +163,7 @@ def test_closed_form_agrees_with_monte_carlo(vae, binary, perturb):
     """The mean of log q(z|x) - log p(z) over samples is the closed form, within 5 standard errors for each image."""
     model, count = perturb(vae()), 3000
     closed = model.prior.kl(*model.encode(binary))
-    sampled, distortion = objective.log_weights(model, binary, count, generator())
+    sampled, distortion = objective.log_weights(model, binary, model.encode(binary), count, generator())
     assert (sampled.std(dim=1) > 0.1).all()
     assert ((sampled.mean(dim=1) - closed).abs() < 5 * sampled.std(dim=1) / math.sqrt(count)).all()
     one = torch.stack([objective.elbo_terms(model, binary, generator(seed))[1] for seed in range(200)])
@@ -177,7 +177,7 @@ def test_closed_form_agrees_with_monte_carlo(vae, binary, perturb):
 def test_log_weights_are_their_definition(vae, binary, perturb, prior, architecture):
     """log w = log p(x|z) + log p(z) - log q(z|x), sample by sample."""
     model = perturb(vae(prior=prior, architecture=architecture))
-    rate, distortion = objective.log_weights(model, binary, 4, generator(2))
+    rate, distortion = objective.log_weights(model, binary, model.encode(binary), 4, generator(2))
     assert rate.shape == distortion.shape == (5, 4)
     mu, logvar = (part[:, None] for part in model.encode(binary))
     z = mu + (0.5 * logvar).exp() * torch.randn(5, 4, 3, generator=generator(2))
@@ -195,7 +195,7 @@ def test_a_decoder_of_zero_logits(vae, binary, samples):
     for layer in (model.encode.layers[-1], model.decode.layers[-1]):
         layer.weight.zero_()
         layer.bias.zero_()
-    rate, distortion = objective.log_weights(model, binary, samples, generator())
+    rate, distortion = objective.log_weights(model, binary, model.encode(binary), samples, generator())
     torch.testing.assert_close(-(rate + distortion), torch.full((5, samples), -784 * math.log(2)), rtol=1e-13, atol=0)
     rate, distortion = objective.elbo_terms(model, binary, generator())
     assert rate.tolist() == [0] * 5
@@ -232,7 +232,7 @@ def test_gradient_of_the_loss_against_autograd(vae, binary, perturb):
 
 def importance_weighted_bound(model, x, samples: int, seed: int) -> torch.Tensor:
     """-log (1/K) sum_k w_k by its definition, summed over the images."""
-    rate, distortion = objective.log_weights(model, x, samples, generator(seed))
+    rate, distortion = objective.log_weights(model, x, model.encode(x), samples, generator(seed))
     return (math.log(samples) - torch.logsumexp(-(rate + distortion), dim=1)).sum()
 
 
@@ -248,7 +248,7 @@ def test_importance_weighted_loss_trains_decoder_and_prior_on_the_bound(vae, pri
     for name, parameter in model.named_parameters():
         if not name.startswith("encode"):
             torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-9, atol=1e-12)
-    terms = objective.log_weights(model, x, 5, generator(3))
+    terms = objective.log_weights(model, x, model.encode(x), 5, generator(3))
     torch.testing.assert_close(torch.stack([rate, distortion]), torch.stack(terms).mean(dim=-1))
 
 

@@ -83,10 +83,12 @@ def bounds(model: VAE, x: Tensor, samples: int, generator: torch.Generator) -> B
 
     Shapes: x (B, P) -> (B,) each.
     """
+    encoded = model.encode(x)  # (B, D), (B, D)
     weights = Weights(len(x), x.device)
     rate_sum, distortion_sum = torch.zeros_like(weights.log_sum), torch.zeros_like(weights.log_sum)
     for count in chunks(samples, max(1, CHUNK // len(x))):
-        rate, distortion = (part.double() for part in objective.log_weights(model, x, count, generator))  # (B, K)
+        parts = objective.log_weights(model, x, encoded, count, generator)
+        rate, distortion = (part.double() for part in parts)  # (B, K)
         weights.add(-(rate + distortion))
         rate_sum += rate.sum(dim=1)
         distortion_sum += distortion.sum(dim=1)

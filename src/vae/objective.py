@@ -92,14 +92,17 @@ def importance_weighted_loss(
     return -(share * log_w).sum(dim=1), rate.mean(dim=1), distortion.mean(dim=1)
 
 
-def log_weights(model: VAE, x: Tensor, samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def log_weights(
+    model: VAE, x: Tensor, posterior: tuple[Tensor, Tensor], samples: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """The parts of log w = log p(x|z) + log p(z) - log q(z|x) for K samples of each image (Burda et al. 2016).
 
-    The images are encoded once. Returns (rate, distortion), with log w = -(rate + distortion).
+    `posterior` is `model.encode(x)`, so that who takes the samples in parts encodes the images once.
+    Returns (rate, distortion), with log w = -(rate + distortion).
 
-    Shapes: x (B, P) -> (B, K), (B, K).
+    Shapes: x (B, P), posterior (B, D), (B, D) -> (B, K), (B, K).
     """
-    mu, logvar = (part[:, None].expand(-1, samples, -1) for part in model.encode(x))  # (B, K, D)
+    mu, logvar = (part[:, None].expand(-1, samples, -1) for part in posterior)  # (B, K, D)
     z = sample_posterior(mu, logvar, generator)  # (B, K, D)
     logits = model.decode(z)  # (B, K, P)
     distortion = -bernoulli_log_prob(x[:, None], logits)  # (B, K)
