@@ -101,6 +101,8 @@ def test_what_is_no_number_is_refused(tree, section, key, text):
         ("train", "epochs", "1.5"),
         ("train", "epochs", "99999999999999999999"),
         ("train", "batch_size", "-1"),
+        ("train", "augmentation", "1.1"),
+        ("train", "augmentation", "-0.1"),
         ("train", "seed", "-1"),
         ("train", "threads", "0"),
         ("train", "warmup_steps", "-1"),

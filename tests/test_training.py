@@ -74,7 +74,7 @@ def test_another_seed_is_another_training(start):
     "other",
     [
         {},
-        {"prior": "mixture", "precision": "bf16"},
+        {"prior": "mixture", "precision": "bf16", "augmentation": 0.5},
         {"prior": "flow", "gradient_clip": 1.0, "schedule": "constant"},
         {"architecture": "conv", "precision": "bf16"},
     ],
@@ -204,6 +204,24 @@ def test_inputs(digits):
     assert set(first.unique().tolist()) == {0.0, 1.0}
     assert not torch.equal(first, second)
     assert torch.equal(training.inputs(grey, "none", generator), grey.float() / 255)
+
+
+def test_augmentation_falls_to_none(start, monkeypatch):
+    """Training images alone are moved: all at first, none at the end, in equal steps over all epochs."""
+    fit, train, validation = start(epochs=2, augmentation=0.5)
+    shares, augment = [], training.augmentation.augment
+
+    def watched(grey, share, generator):
+        shares.append(share)
+        assert not (grey[:, None] == validation[None]).all(dim=2).any()
+        return augment(grey, share, generator)
+
+    monkeypatch.setattr(training.augmentation, "augment", watched)
+    run((fit, train, validation))
+    assert shares == pytest.approx([0.5 * (1 - step / 10) for step in range(10)])
+    plain = start(epochs=2)
+    run(plain)
+    assert not same(fit.fitted, plain[0].fitted)
 
 
 def test_validation_is_the_same_each_time(start):

@@ -47,6 +47,7 @@ class Train(Section):
     initial_bias: Literal["default", "data-mean"]
     epochs: Count
     batch_size: Count
+    augmentation: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
     importance_samples: Count
     optimizer: Literal["adam", "muon"]
     learning_rate: Positive

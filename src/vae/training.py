@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from vae import data, device, objective
+from vae import augmentation, data, device, objective
 from vae.errors import InputError
 from vae.model import VAE
 from vae.optimizers import Adam, Muon, Optimizer, rate_factor
@@ -154,7 +154,8 @@ class Fit:
             step = self.epoch * steps + index
             progress = step / (self.config.epochs * steps)
             factor = rate_factor(self.config.schedule, progress, step, self.config.warmup_steps)
-            x = inputs(train[batch], binarization, self.generator)
+            grey = augmentation.augment(train[batch], self.config.augmentation * (1 - progress), self.generator)
+            x = inputs(grey, binarization, self.generator)
             terms = self._step(x, kl_weight(self.config, step / steps), factor)
             totals += torch.stack(terms) * len(batch)
         self.epoch += 1

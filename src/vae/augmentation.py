@@ -1,0 +1,38 @@
+"""Training images moved a little, so that a long training has more to learn from than the images that there are."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vae.data import SIDE
+
+# The most that an image is moved by, each way. One call draws a map for each image, where torchvision's transforms draw
+# one for a whole batch.
+ROTATION = 0.2  # radians
+SCALE = 0.12  # of each axis, by itself
+SHEAR = 0.2
+SHIFT = 0.12  # of half the width of an image
+
+
+def affine_maps(count: int, generator: torch.Generator) -> Tensor:
+    """Random rotations, each with a scale of both axes, a shear and a shift. Returns (count, 2, 3)."""
+    uniform = 2 * torch.rand(6, count, generator=generator, device=generator.device) - 1
+    angle, wide, high, shear, right, down = uniform  # (count,) each
+    cos, sin = torch.cos(ROTATION * angle), torch.sin(ROTATION * angle)
+    wide, high = 1 + SCALE * wide, 1 + SCALE * high
+    across = torch.stack([cos * wide, SHEAR * shear - sin * high, SHIFT * right], dim=1)
+    along = torch.stack([sin * wide, cos * high, SHIFT * down], dim=1)
+    return torch.stack([across, along], dim=1)
+
+
+def augment(grey: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Moves each image with the probability `share`, by bilinear interpolation. (B, P) uint8 -> (B, P) uint8."""
+    if share <= 0:
+        return grey
+    (chosen,) = torch.nonzero(torch.rand(len(grey), generator=generator, device=grey.device) < share, as_tuple=True)
+    if not len(chosen):
+        return grey
+    images = grey[chosen].view(-1, 1, SIDE, SIDE).float()
+    grid = F.affine_grid(affine_maps(len(chosen), generator), list(images.shape), align_corners=False)
+    moved = F.grid_sample(images, grid, align_corners=False)  # black where it looks beyond the image
+    return grey.index_copy(0, chosen, moved.round().to(torch.uint8).flatten(1))
