@@ -53,7 +53,7 @@ def main(params: Path, data_folder: Path, model_path: Path, curves: Path, valida
             print(f"resuming after epoch {state.epoch}")
         epochs = training.fit(state, train, validation, config.data.binarization)
         started = time.monotonic()
-        with tqdm(total=config.train.epochs, initial=state.epoch, unit="epoch", disable=None) as bar:
+        with tqdm(total=state.epochs, initial=state.epoch, unit="epoch", disable=None) as bar:
             for record in epochs:
                 records.append(record)
                 saved.save({"fit": state.state_dict(), "records": [astuple(row) for row in records]})

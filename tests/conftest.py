@@ -30,6 +30,7 @@ SMALL = {
         "seed": 0,
         "initial_bias": "default",
         "epochs": 3,
+        "prior_epochs": 0,
         "batch_size": 64,
         "learning_rate": 0.005,
         "schedule": "cosine",

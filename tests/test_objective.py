@@ -230,6 +230,20 @@ def test_gradient_of_the_loss_against_autograd(vae, binary, perturb):
         torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-8, atol=1e-10, msg=name)
 
 
+@pytest.mark.parametrize("prior", ["mixture", "flow"])
+def test_prior_rate(vae, binary, perturb, prior):
+    """It is the mean rate of the same samples, and its gradient in the prior is theirs; the networks get none."""
+    model = perturb(vae(prior=prior))
+    ours = objective.prior_rate(model, binary, 7, generator(3))
+    theirs = objective.log_weights(model, binary, model.encode(binary), 7, generator(3))[0].mean(dim=1)
+    torch.testing.assert_close(ours, theirs)
+    parameters = list(model.prior.parameters())
+    expected = torch.autograd.grad(theirs.sum(), parameters)
+    ours.sum().backward()
+    torch.testing.assert_close([p.grad for p in parameters], list(expected))
+    assert all(p.grad is None for p in [*model.encode.parameters(), *model.decode.parameters()])
+
+
 def importance_weighted_bound(model, x, samples: int, seed: int) -> torch.Tensor:
     """-log (1/K) sum_k w_k by its definition, summed over the images."""
     rate, distortion = objective.log_weights(model, x, model.encode(x), samples, generator(seed))

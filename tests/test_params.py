@@ -100,6 +100,7 @@ def test_what_is_no_number_is_refused(tree, section, key, text):
         ("train", "epochs", "0"),
         ("train", "epochs", "1.5"),
         ("train", "epochs", "99999999999999999999"),
+        ("train", "prior_epochs", "-1"),
         ("train", "batch_size", "-1"),
         ("train", "augmentation", "1.1"),
         ("train", "augmentation", "-0.1"),

@@ -75,7 +75,7 @@ def test_another_seed_is_another_training(start):
     [
         {},
         {"prior": "mixture", "precision": "bf16", "augmentation": 0.5},
-        {"prior": "flow", "gradient_clip": 1.0, "schedule": "constant"},
+        {"prior": "flow", "gradient_clip": 1.0, "schedule": "constant", "prior_epochs": 2},
         {"architecture": "conv", "precision": "bf16"},
     ],
     ids=["plain", "mixture", "flow", "conv"],
@@ -93,7 +93,7 @@ def test_resumed_after_each_epoch_is_uninterrupted(start, ema_decay, other):
         file = io.BytesIO()
         torch.save(whole[0].state_dict(), file)
         checkpoints.append(file.getvalue())
-    assert len(expected) == 3
+    assert len(expected) == 3 + other.get("prior_epochs", 0)
     for epoch, checkpoint in enumerate(checkpoints, start=1):
         resumed = start(seed=77, **options)
         resumed[0].generator.manual_seed(77)
@@ -255,6 +255,31 @@ def test_every_parameter_moves(start):
         run((fit, *images))
         for name, tensor in fit.model.state_dict().items():
             assert not torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.parametrize("prior", ["mixture", "flow"])
+def test_epochs_of_the_prior(start, prior):
+    """After the others, which they leave as they are: the prior is fitted, and the networks stand still bit for bit."""
+    options = {"prior": prior, "epochs": 3, "importance_samples": 2, "warmup_steps": 0}
+    whole, more = start(**options), start(**options, prior_epochs=4)
+    records = run(whole)
+    continued = run(more)
+    assert continued[:3] == records
+    assert [record.epoch for record in continued] == list(range(1, 8))
+    before, after = whole[0].fitted.state_dict(), more[0].fitted.state_dict()
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name]) != name.startswith("prior"), name
+    last = continued[-1]
+    assert last.lr == 0
+    assert last.distortion_nats == records[-1].distortion_nats
+    assert last.train_neg_elbo_nats == pytest.approx(last.rate_nats + last.distortion_nats, abs=0.01)
+    rates = [record.rate_nats for record in continued[2:]]
+    assert all(later < earlier for earlier, later in pairwise(rates))
+    assert last.val_neg_elbo_nats < records[-1].val_neg_elbo_nats - 0.2
+
+
+def test_a_prior_without_parameters_has_no_epochs(start):
+    assert run(start(prior="standard-normal", prior_epochs=2)) == run(start(prior="standard-normal"))
 
 
 def test_averaged_weights(start):

@@ -92,6 +92,19 @@ def importance_weighted_loss(
     return -(share * log_w).sum(dim=1), rate.mean(dim=1), distortion.mean(dim=1)
 
 
+def prior_rate(model: VAE, x: Tensor, samples: int, generator: torch.Generator) -> Tensor:
+    """log q(z|x) - log p(z), the mean over K samples, with a gradient in the prior alone.
+
+    Fitted to it the prior approaches the aggregate posterior E_x q(z|x), its optimum (Tomczak & Welling 2018, eq. 5).
+
+    Shapes: x (B, P) -> (B,).
+    """
+    with torch.no_grad():
+        mu, logvar = (part[:, None].expand(-1, samples, -1) for part in model.encode(x))  # (B, K, D)
+        z = sample_posterior(mu, logvar, generator)  # (B, K, D)
+    return (gaussian_log_prob(z, mu, logvar) - model.prior.log_prob(z)).mean(dim=1)
+
+
 def log_weights(
     model: VAE, x: Tensor, posterior: tuple[Tensor, Tensor], samples: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:

@@ -46,6 +46,7 @@ class Train(Section):
     seed: Seed
     initial_bias: Literal["default", "data-mean"]
     epochs: Count
+    prior_epochs: Annotated[int, Field(ge=0, le=2**31 - 1)]
     batch_size: Count
     augmentation: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
     importance_samples: Count

@@ -33,8 +33,8 @@ class Record:
     lr: float
 
 
-def build_optimizers(model: VAE, config: Train) -> list[Optimizer]:
-    """Adam for the prior and for both networks, or Muon for the matrices and convolutions of the networks.
+def build_optimizers(model: VAE, config: Train) -> tuple[list[Optimizer], list[Optimizer]]:
+    """Those of both networks, Adam, or Muon for their matrices and convolutions; and those of the prior, Adam.
 
     The couplings of a flow are small networks: they take steps far shorter than what lies in the space of z itself.
     """
@@ -44,13 +44,9 @@ def build_optimizers(model: VAE, config: Train) -> list[Optimizer]:
     couplings, mixture = [], [*model.prior.parameters()]
     if isinstance(model.prior, Flow):
         couplings, mixture = [*model.prior.couplings.parameters()], [*model.prior.base.parameters()]
-    built = [
-        Adam(others, config.learning_rate),
-        Adam(mixture, config.prior_learning_rate),
-        Adam(couplings, config.flow_learning_rate),
-        Muon(matrices, config.muon_learning_rate),
-    ]
-    return [optimizer for optimizer in built if optimizer.params]
+    of_networks = [Adam(others, config.learning_rate), Muon(matrices, config.muon_learning_rate)]
+    of_prior = [Adam(mixture, config.prior_learning_rate), Adam(couplings, config.flow_learning_rate)]
+    return [item for item in of_networks if item.params], [item for item in of_prior if item.params]
 
 
 def kl_weight(config: Train, epoch: float) -> float:
@@ -90,11 +86,18 @@ class Fit:
     def __init__(self, model: VAE, config: Train) -> None:
         self.model = model
         self.config = config
-        self.optimizers = build_optimizers(model, config)
+        networks, self.prior_optimizers = build_optimizers(model, config)
+        self.optimizers = networks + self.prior_optimizers
         decay = config.ema_decay
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
         self.generator = torch.Generator(next(model.parameters()).device).manual_seed(config.seed)
         self.epoch = 0
+        self.distortion = math.nan  # of the last epoch that trained the networks
+
+    @property
+    def epochs(self) -> int:
+        """All that there are: of the whole model, and then of the prior, where it is learned."""
+        return self.config.epochs + (self.config.prior_epochs if self.prior_optimizers else 0)
 
     @property
     def fitted(self) -> VAE:
@@ -104,6 +107,7 @@ class Fit:
     def state_dict(self) -> dict[str, Any]:
         return {
             "epoch": self.epoch,
+            "distortion": self.distortion,
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "average": self.average.state_dict() if self.average else {},
@@ -112,6 +116,7 @@ class Fit:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epoch = state["epoch"]
+        self.distortion = state["distortion"]
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -119,10 +124,10 @@ class Fit:
             self.average.load_state_dict(state["average"])
         self.generator.set_state(state["generator"].cpu())
 
-    def _step(self, x: Tensor, beta: float, factor: float) -> tuple[Tensor, Tensor]:
+    def _step(self, x: Tensor, beta: float, factor: float) -> Tensor:
         """One gradient step on a batch (B, P), `beta` the weight of the rate, `factor` the share of the learning rates.
 
-        Returns the batch's mean rate and distortion, not yet waited for.
+        Returns the batch's mean rate and distortion, not yet waited for. (2,).
         """
         samples = self.config.importance_samples
         with device.autocast(self.generator.device, self.config.precision):
@@ -133,37 +138,64 @@ class Fit:
             else:
                 rate, distortion = objective.elbo_terms(self.model, x, self.generator)
                 loss = beta * rate + distortion
+        self._update(loss.mean(), self.optimizers, factor)
+        return torch.stack([rate.detach().mean(), distortion.detach().mean()])
+
+    def _prior_step(self, x: Tensor, factor: float) -> Tensor:
+        """One gradient step of the prior alone on a batch (B, P); returns the batch's mean rate, (1,)."""
+        with device.autocast(self.generator.device, self.config.precision):
+            rate = objective.prior_rate(self.model, x, self.config.importance_samples, self.generator).mean()
+        self._update(rate, self.prior_optimizers, factor)
+        return rate.detach()[None]
+
+    def _update(self, loss: Tensor, optimizers: list[Optimizer], factor: float) -> None:
+        """Takes a step down the gradient of the loss."""
         self.model.zero_grad(set_to_none=True)
-        loss.mean().backward()
+        loss.backward()
         if self.config.gradient_clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
-        for optimizer in self.optimizers:
+        for optimizer in optimizers:
             optimizer.step(factor)
         if self.average:
             self.average.update_parameters(self.model)
-        return rate.detach().mean(), distortion.detach().mean()
+
+    def _pass(self, train: Tensor, binarization: str) -> tuple[Tensor, float]:
+        """Takes a step on every batch of the images; returns the means over them, as `_step` or `_prior_step` has them,
+        and the last share of the learning rates."""
+        whole = self.epoch < self.config.epochs
+        first, count = (0, self.config.epochs) if whole else (self.config.epochs, self.config.prior_epochs)
+        order = torch.randperm(len(train), generator=self.generator, device=train.device)  # (N,)
+        batches = order.split(self.config.batch_size)
+        total, factor = torch.zeros((), device=train.device), 0.0
+        for index, batch in enumerate(batches):
+            step = (self.epoch - first) * len(batches) + index
+            progress = step / (count * len(batches))
+            factor = rate_factor(self.config.schedule, progress, step, self.config.warmup_steps)
+            if whole:
+                grey = augmentation.augment(train[batch], self.config.augmentation * (1 - progress), self.generator)
+                x = inputs(grey, binarization, self.generator)
+                terms = self._step(x, kl_weight(self.config, step / len(batches)), factor)
+            else:
+                terms = self._prior_step(inputs(train[batch], binarization, self.generator), factor)
+            total = total + terms * len(batch)
+        return total.double() / len(train), factor
 
     def run_epoch(self, train: Tensor, validation: Tensor, binarization: str) -> Record:
-        """Trains on every image once, then validates."""
-        size = self.config.batch_size
-        steps = math.ceil(len(train) / size)
-        order = torch.randperm(len(train), generator=self.generator, device=train.device)  # (N,)
-        totals = torch.zeros(2, device=train.device)  # of rate and distortion
+        """Trains on every image once, then validates.
+
+        After the epochs of the whole model come those of the prior. The networks stand still there, and with them the
+        distortion: the record repeats that of the epoch before.
+        """
         self.model.train()
-        for index, batch in enumerate(order.split(size)):
-            step = self.epoch * steps + index
-            progress = step / (self.config.epochs * steps)
-            factor = rate_factor(self.config.schedule, progress, step, self.config.warmup_steps)
-            grey = augmentation.augment(train[batch], self.config.augmentation * (1 - progress), self.generator)
-            x = inputs(grey, binarization, self.generator)
-            terms = self._step(x, kl_weight(self.config, step / steps), factor)
-            totals += torch.stack(terms) * len(batch)
-        self.epoch += 1
+        means, factor = self._pass(train, binarization)
         self.model.eval()
-        rate, distortion = (totals.double() / len(train)).tolist()
+        rate, *distortion = means.tolist()
+        (self.distortion,) = distortion or [self.distortion]
+        self.epoch += 1
         with device.autocast(self.generator.device, self.config.precision):
             val = validate(self.fitted, validation, binarization, self.config.seed)
-        values = (rate + distortion, val, rate, distortion, factor * self.config.learning_rate)
+        lr = factor * self.config.learning_rate if distortion else 0.0  # of the networks
+        values = (rate + self.distortion, val, rate, self.distortion, lr)
         return Record(self.epoch, *(float(f"{value:.6g}") for value in values))  # the same in the file and in MLflow
 
 
@@ -178,14 +210,14 @@ def collapse(record: Record) -> str | None:
 
 
 def fit(state: Fit, train: Tensor, validation: Tensor, binarization: str) -> Iterator[Record]:
-    """Trains up to the epochs of the configuration, from where `state` stands; yields a record after each.
+    """Trains through all epochs of the configuration, from where `state` stands; yields a record after each.
 
     Shapes: train (N, P) uint8 and validation (V, P) uint8, grey.
 
     Raises:
         InputError: the loss is no longer finite; nothing is yielded for that epoch.
     """
-    while state.epoch < state.config.epochs:
+    while state.epoch < state.epochs:
         record = state.run_epoch(train, validation, binarization)
         if not math.isfinite(record.train_neg_elbo_nats) or not math.isfinite(record.val_neg_elbo_nats):
             raise InputError(
