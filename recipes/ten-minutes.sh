@@ -3,4 +3,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 dvc exp run --name ten-minutes "$@" \
-  -S 'model.channels=[32,64]' -S model.latent_dim=40 -S train.epochs=31
+  -S 'model.channels=[32,64]' -S model.latent_dim=40 -S train.epochs=45 -S train.prior_epochs=12
