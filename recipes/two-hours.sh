@@ -5,4 +5,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 dvc exp run --name two-hours "$@" \
   -S 'model.channels=[48,96]' -S model.latent_dim=40 -S model.flow_couplings=12 -S model.mixture_components=1024 \
-  -S train.epochs=175
+  -S train.epochs=175 -S train.prior_epochs=0
