@@ -86,13 +86,16 @@ class Fit:
     def __init__(self, model: VAE, config: Train) -> None:
         self.model = model
         self.config = config
-        networks, self.prior_optimizers = build_optimizers(model, config)
-        self.optimizers = networks + self.prior_optimizers
+        self.network_optimizers, self.prior_optimizers = build_optimizers(model, config)
         decay = config.ema_decay
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
         self.generator = torch.Generator(next(model.parameters()).device).manual_seed(config.seed)
         self.epoch = 0
         self.distortion = math.nan  # of the last epoch that trained the networks
+
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        return self.network_optimizers + self.prior_optimizers
 
     @property
     def epochs(self) -> int:
@@ -124,8 +127,8 @@ class Fit:
             self.average.load_state_dict(state["average"])
         self.generator.set_state(state["generator"].cpu())
 
-    def _step(self, x: Tensor, beta: float, factor: float) -> Tensor:
-        """One gradient step on a batch (B, P), `beta` the weight of the rate, `factor` the share of the learning rates.
+    def _step(self, x: Tensor, beta: float) -> Tensor:
+        """The gradients on a batch (B, P), `beta` the weight of the rate.
 
         Returns the batch's mean rate and distortion, not yet waited for. (2,).
         """
@@ -138,45 +141,49 @@ class Fit:
             else:
                 rate, distortion = objective.elbo_terms(self.model, x, self.generator)
                 loss = beta * rate + distortion
-        self._update(loss.mean(), self.optimizers, factor)
+        self._backward(loss.mean())
         return torch.stack([rate.detach().mean(), distortion.detach().mean()])
 
-    def _prior_step(self, x: Tensor, factor: float) -> Tensor:
-        """One gradient step of the prior alone on a batch (B, P); returns the batch's mean rate, (1,)."""
+    def _prior_step(self, x: Tensor) -> Tensor:
+        """The gradients of the prior alone on a batch (B, P); returns the batch's mean rate, (1,)."""
         with device.autocast(self.generator.device, self.config.precision):
             rate = objective.prior_rate(self.model, x, self.config.importance_samples, self.generator).mean()
-        self._update(rate, self.prior_optimizers, factor)
+        self._backward(rate)
         return rate.detach()[None]
 
-    def _update(self, loss: Tensor, optimizers: list[Optimizer], factor: float) -> None:
-        """Takes a step down the gradient of the loss."""
+    def _backward(self, loss: Tensor) -> None:
         self.model.zero_grad(set_to_none=True)
         loss.backward()
         if self.config.gradient_clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
-        for optimizer in optimizers:
-            optimizer.step(factor)
-        if self.average:
-            self.average.update_parameters(self.model)
 
     def _pass(self, train: Tensor, binarization: str) -> tuple[Tensor, float]:
         """Takes a step on every batch of the images; returns the means over them, as `_step` or `_prior_step` has them,
-        and the last share of the learning rates."""
-        whole = self.epoch < self.config.epochs
-        first, count = (0, self.config.epochs) if whole else (self.config.epochs, self.config.prior_epochs)
+        and the last share of the networks' learning rates.
+
+        The rates of the prior fall over all epochs, those of the networks over the epochs in which they are trained.
+        """
+        config = self.config
         order = torch.randperm(len(train), generator=self.generator, device=train.device)  # (N,)
-        batches = order.split(self.config.batch_size)
+        batches = order.split(config.batch_size)
         total, factor = torch.zeros((), device=train.device), 0.0
         for index, batch in enumerate(batches):
-            step = (self.epoch - first) * len(batches) + index
-            progress = step / (count * len(batches))
-            factor = rate_factor(self.config.schedule, progress, step, self.config.warmup_steps)
-            if whole:
-                grey = augmentation.augment(train[batch], self.config.augmentation * (1 - progress), self.generator)
+            step = self.epoch * len(batches) + index
+            progress = step / (config.epochs * len(batches))
+            if progress < 1:
+                grey = augmentation.augment(train[batch], config.augmentation * (1 - progress), self.generator)
                 x = inputs(grey, binarization, self.generator)
-                terms = self._step(x, kl_weight(self.config, step / len(batches)), factor)
+                terms = self._step(x, kl_weight(config, step / len(batches)))
+                factor = rate_factor(config.schedule, progress, step, config.warmup_steps)
+                for optimizer in self.network_optimizers:
+                    optimizer.step(factor)
             else:
-                terms = self._prior_step(inputs(train[batch], binarization, self.generator), factor)
+                terms = self._prior_step(inputs(train[batch], binarization, self.generator))
+            progress = step / (self.epochs * len(batches))
+            for optimizer in self.prior_optimizers:
+                optimizer.step(rate_factor(config.schedule, progress, step, config.warmup_steps))
+            if self.average:
+                self.average.update_parameters(self.model)
             total = total + terms * len(batch)
         return total.double() / len(train), factor
 
@@ -194,7 +201,7 @@ class Fit:
         self.epoch += 1
         with device.autocast(self.generator.device, self.config.precision):
             val = validate(self.fitted, validation, binarization, self.config.seed)
-        lr = factor * self.config.learning_rate if distortion else 0.0  # of the networks
+        lr = factor * self.config.learning_rate  # of the networks
         values = (rate + self.distortion, val, rate, self.distortion, lr)
         return Record(self.epoch, *(float(f"{value:.6g}") for value in values))  # the same in the file and in MLflow
 
