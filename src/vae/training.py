@@ -127,7 +127,7 @@ class Fit:
             self.average.load_state_dict(state["average"])
         self.generator.set_state(state["generator"].cpu())
 
-    def _step(self, x: Tensor, beta: float) -> Tensor:
+    def _gradients(self, x: Tensor, beta: float) -> Tensor:
         """The gradients on a batch (B, P), `beta` the weight of the rate.
 
         Returns the batch's mean rate and distortion, not yet waited for. (2,).
@@ -144,7 +144,7 @@ class Fit:
         self._backward(loss.mean())
         return torch.stack([rate.detach().mean(), distortion.detach().mean()])
 
-    def _prior_step(self, x: Tensor) -> Tensor:
+    def _prior_gradients(self, x: Tensor) -> Tensor:
         """The gradients of the prior alone on a batch (B, P); returns the batch's mean rate, (1,)."""
         with device.autocast(self.generator.device, self.config.precision):
             rate = objective.prior_rate(self.model, x, self.config.importance_samples, self.generator).mean()
@@ -152,13 +152,14 @@ class Fit:
         return rate.detach()[None]
 
     def _backward(self, loss: Tensor) -> None:
+        """The gradients of a loss, clipped."""
         self.model.zero_grad(set_to_none=True)
         loss.backward()
         if self.config.gradient_clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
 
     def _pass(self, train: Tensor, binarization: str) -> tuple[Tensor, float]:
-        """Takes a step on every batch of the images; returns the means over them, as `_step` or `_prior_step` has them,
+        """Takes a step on every batch of the images; returns their mean rate and distortion, or their rate alone,
         and the last share of the networks' learning rates.
 
         The rates of the prior fall over all epochs, those of the networks over the epochs in which they are trained.
@@ -173,12 +174,12 @@ class Fit:
             if progress < 1:
                 grey = augmentation.augment(train[batch], config.augmentation * (1 - progress), self.generator)
                 x = inputs(grey, binarization, self.generator)
-                terms = self._step(x, kl_weight(config, step / len(batches)))
+                terms = self._gradients(x, kl_weight(config, step / len(batches)))
                 factor = rate_factor(config.schedule, progress, step, config.warmup_steps)
                 for optimizer in self.network_optimizers:
                     optimizer.step(factor)
             else:
-                terms = self._prior_step(inputs(train[batch], binarization, self.generator))
+                terms = self._prior_gradients(inputs(train[batch], binarization, self.generator))
             progress = step / (self.epochs * len(batches))
             for optimizer in self.prior_optimizers:
                 optimizer.step(rate_factor(config.schedule, progress, step, config.warmup_steps))
