@@ -207,7 +207,7 @@ def test_inputs(digits):
 
 
 def test_augmentation_falls_to_none(start, monkeypatch):
-    """Training images alone are moved: all at first, none at the end, in equal steps over all epochs."""
+    """Training images alone are moved: the whole share at first, none at the end, in equal steps over all epochs."""
     fit, train, validation = start(epochs=2, augmentation=0.5)
     shares, augment = [], training.augmentation.augment
 
