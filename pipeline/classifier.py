@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from vae import classifier, data
+from vae import classifier, cores, data
 from vae.params import load
 
 
@@ -21,11 +21,14 @@ def main(params: Path, data_folder: Path, network_path: Path, result: Path) -> N
     images, val_images = data.split_validation(train.images, config.data.validation)
     labels, val_labels = data.split_validation(train.labels, config.data.validation)
 
-    network = classifier.fit(images, labels, config.classifier)
+    with cores.turn(config.classifier.threads):
+        network = classifier.fit(images, labels, config.classifier)
+        test_accuracy = classifier.accuracy(network, test.images, test.labels)
+        validation_accuracy = classifier.accuracy(network, val_images, val_labels)
     classifier.save(network, network_path)
     values = {
-        "test_accuracy": classifier.accuracy(network, test.images, test.labels),
-        "validation_accuracy": classifier.accuracy(network, val_images, val_labels),
+        "test_accuracy": test_accuracy,
+        "validation_accuracy": validation_accuracy,
         "sha256": hashlib.sha256(network_path.read_bytes()).hexdigest(),
     }
     result.parent.mkdir(parents=True, exist_ok=True)

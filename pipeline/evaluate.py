@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vae import data, device, metrics, model, plots
+from vae import cores, data, device, metrics, model, plots
 from vae.params import load
 
 EXAMPLES = 12  # originals over reconstructions
@@ -29,7 +29,7 @@ def main(params: Path, data_folder: Path, model_path: Path, result: Path, pictur
     train = train[: len(grey)].to(place)
 
     scored = config.evaluate
-    with device.autocast(place, scored.precision):
+    with cores.turn(config.train.threads), device.autocast(place, scored.precision):
         values = metrics.evaluate(vae, grey, train, scored.importance_samples, scored.grey_samples, scored.seed)
     result.parent.mkdir(parents=True, exist_ok=True)
     result.write_text(json.dumps(values, indent=2) + "\n")

@@ -6,12 +6,13 @@ from vae import command
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vae import classifier, data, model, plots, quality
-from vae.params import load
+from vae import classifier, cores, data, model, plots, quality
+from vae.params import Quality, load
 
 EXAMPLES = 12  # samples over their nearest training images
 
@@ -23,37 +24,44 @@ def main(params: Path, data_folder: Path, model_path: Path, network_path: Path, 
     network, vae = classifier.load(network_path), model.load(model_path)
     test = data.load(data_folder, "t10k").images
     train, _ = data.split_validation(data.load(data_folder, "train").images, config.data.validation)
-    generator = torch.Generator().manual_seed(config.quality.seed)
-    count = min(config.quality.samples, len(test), len(train))  # as many of each: few points overrate a distance
-
-    test, some = (images[torch.randperm(len(images), generator=generator)[:count]] for images in (test, train))
-    means = sample(vae, count, generator)  # (N, P)
-    probabilities = classifier.probabilities(network, means)  # (N, C)
-    shares = quality.class_shares(probabilities)  # (C,)
-    values = {
-        "samples": count,
-        **compare(network, "grey", means, data.unit(some), data.unit(test), config.quality.neighbours),
-        **compare(
-            network,
-            "binary",
-            torch.bernoulli(means, generator=generator),
-            data.binarize(some, generator),
-            data.binarize(test, generator),
-            config.quality.neighbours,
-        ),
-        "class_shares": shares.tolist(),
-        "class_entropy_nats": quality.entropy(shares),
-        "confidence": probabilities.max(dim=1).values.mean().item(),
-        "nearest_train_ratio": neighbours(means, test, train, config.quality.searched, picture),
-        "classifier_sha256": hashlib.sha256(network_path.read_bytes()).hexdigest(),
-        "model_sha256": hashlib.sha256(model_path.read_bytes()).hexdigest(),
-    }
+    with cores.turn(config.train.threads):
+        values = measure(network, vae, train, test, config.quality, picture)
+    values["classifier_sha256"] = hashlib.sha256(network_path.read_bytes()).hexdigest()
+    values["model_sha256"] = hashlib.sha256(model_path.read_bytes()).hexdigest()
     result.parent.mkdir(parents=True, exist_ok=True)
     result.write_text(json.dumps(values, indent=2) + "\n")
     print(
         f"Frechet distance {values['frechet_binary']:.2f} (training images {values['frechet_binary_floor']:.2f}), "
         f"precision {values['precision_binary']:.2f}, recall {values['recall_binary']:.2f}"
     )
+
+
+def measure(
+    network: classifier.Network, vae: model.VAE, train: Tensor, test: Tensor, config: Quality, picture: Path
+) -> dict[str, Any]:
+    """The figures, and the picture of samples over training images. train (N, P) uint8, test (M, P) uint8."""
+    generator = torch.Generator().manual_seed(config.seed)
+    count = min(config.samples, len(test), len(train))  # as many of each: few points overrate a distance
+    test, some = (images[torch.randperm(len(images), generator=generator)[:count]] for images in (test, train))
+    means = sample(vae, count, generator)  # (N, P)
+    probabilities = classifier.probabilities(network, means)  # (N, C)
+    shares = quality.class_shares(probabilities)  # (C,)
+    return {
+        "samples": count,
+        **compare(network, "grey", means, data.unit(some), data.unit(test), config.neighbours),
+        **compare(
+            network,
+            "binary",
+            torch.bernoulli(means, generator=generator),
+            data.binarize(some, generator),
+            data.binarize(test, generator),
+            config.neighbours,
+        ),
+        "class_shares": shares.tolist(),
+        "class_entropy_nats": quality.entropy(shares),
+        "confidence": probabilities.max(dim=1).values.mean().item(),
+        "nearest_train_ratio": neighbours(means, test, train, config.searched, picture),
+    }
 
 
 @torch.no_grad()

@@ -4,19 +4,17 @@ from vae import command
 
 # isort: split
 import json
-import os
 from pathlib import Path
 
-from vae import tracking
+from vae import checkpoint, tracking
 
 
 def main(
     params: Path, data: Path, model: Path, curves: Path, evaluation: Path, plots: Path, samples: Path, result: Path
 ) -> None:
     """Records the run in MLflow."""
-    root = Path(os.environ.get("DVC_ROOT", "."))
     state = tracking.State(params, data, model, curves, evaluation, plots, samples)
-    run_id = tracking.record(state, root)
+    run_id = tracking.record(state, checkpoint.repository())
     result.parent.mkdir(parents=True, exist_ok=True)
     result.write_text(json.dumps({"run_id": run_id}, indent=2) + "\n")
     print(f"MLflow run {run_id}")

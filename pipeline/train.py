@@ -6,7 +6,6 @@ OBSERVER = live.start()  # before the imports below: torch and mlflow are then i
 
 import csv
 import json
-import os
 import sys
 import time
 from dataclasses import astuple
@@ -15,7 +14,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from vae import checkpoint, data, device, model, training
+from vae import checkpoint, cores, data, device, model, training
 from vae.params import Params, load
 
 SHOWN = 64  # digits of the picture that follows the training
@@ -44,7 +43,7 @@ def main(params: Path, data_folder: Path, model_path: Path, curves: Path, valida
 
     sections = config.model_dump_json(include={"data", "model", "train"})
     key = checkpoint.training_key(sections, list(data_folder.iterdir()))
-    root = Path(os.environ.get("DVC_ROOT", "."))
+    root = checkpoint.repository()
     with checkpoint.checkpoint(root, key) as saved, live.follow(OBSERVER, params, root, key, saved.own) as live_run:
         records = []
         if resumed := saved.load():
@@ -52,15 +51,17 @@ def main(params: Path, data_folder: Path, model_path: Path, curves: Path, valida
             records = [training.Record(*row) for row in resumed["records"]]
             print(f"resuming after epoch {state.epoch}")
         epochs = training.fit(state, train, validation, config.data.binarization)
-        started = time.monotonic()
         with tqdm(total=state.epochs, initial=state.epoch, unit="epoch", disable=None) as bar:
-            for record in epochs:
+            while state.epoch < state.epochs:
+                with cores.turn(config.train.threads):
+                    started = time.monotonic()
+                    record = next(epochs)
+                    seconds = time.monotonic() - started
                 records.append(record)
                 saved.save({"fit": state.state_dict(), "records": [astuple(row) for row in records]})
-                live_run.log(record, time.monotonic() - started)
+                live_run.log(record, seconds)
                 if record.epoch.bit_count() == 1:  # 1, 2, 4, 8, ...: as training slows down, so do the pictures
                     live_run.show(record.epoch, digits(state.fitted, config.train.seed))
-                started = time.monotonic()
                 bar.set_postfix_str(
                     f"ELBO {-record.train_neg_elbo_nats:.2f}, validation {-record.val_neg_elbo_nats:.2f}"
                 )

@@ -21,7 +21,7 @@ import requests
 import yaml
 from mlflow import MlflowClient
 
-from vae import tracking
+from vae import cores, tracking
 
 pytestmark = pytest.mark.pipeline
 
@@ -323,6 +323,25 @@ def test_killed_training_ends_as_killed_resumes_and_gives_the_same_bits(project)
     assert not list((project.folder / ".checkpoints").glob("*.pt"))
     for folder in ("killed", "whole", "elsewhere"):
         shutil.rmtree(project.folder / folder)
+    project.client.set_terminated(new, "KILLED")
+    project.run("git", "checkout", "--quiet", "--", ".")
+
+
+def test_training_waits_for_cores_that_another_has(project, monkeypatch):
+    monkeypatch.setenv("DVC_ROOT", str(project.folder))
+    project.params(train={"seed": 14})
+    before = project.runs()
+    with cores.turn(os.cpu_count()):
+        process = train(project, "waiting")
+        new = wait_for(lambda: project.runs().keys() - before.keys()).pop()
+        time.sleep(3)  # longer than it trains
+        assert not project.client.get_metric_history(new, "epoch_seconds")
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    epochs = project.client.get_metric_history(new, "epoch_seconds")
+    assert len(epochs) == 3
+    assert sum(epoch.value for epoch in epochs) < 3  # without the waiting
+    shutil.rmtree(project.folder / "waiting")
     project.client.set_terminated(new, "KILLED")
     project.run("git", "checkout", "--quiet", "--", ".")
 

@@ -15,6 +15,11 @@ FOLDER = ".checkpoints"  # in the main repository, which `dvc exp run --temp` do
 LOCK_SECONDS = 1  # longer than `is_held` has it
 
 
+def repository() -> Path:
+    """The main repository, also in the copy of it that a queued or temporary experiment runs in."""
+    return Path(os.environ.get("DVC_ROOT", "."))
+
+
 def training_key(config: str, files: list[Path]) -> str:
     """What a training depends on, as one hash: its configuration, its data, the code that is loaded, and torch."""
     digest = hashlib.sha256(f"{config}\n{version('torch')}".encode())

@@ -1,0 +1,112 @@
+"""Turns on the cores: never more threads than cores, nobody left out, nothing held by the dead."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from filelock import FileLock, Timeout
+
+from vae import checkpoint, cores
+
+WAIT_SECONDS = 20
+
+
+@pytest.fixture(autouse=True)
+def four_cores(tmp_path, monkeypatch):
+    """A repository of its own, on a machine of four cores."""
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+
+
+def taken(root) -> int:
+    """How many cores are held by anyone."""
+    count = 0
+    for number in range(4):
+        try:
+            with FileLock(root / checkpoint.FOLDER / f"core-{number}.lock", blocking=False):
+                pass
+        except Timeout:
+            count += 1
+    return count
+
+
+def in_thread(function) -> threading.Thread:
+    thread = threading.Thread(target=function, daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize(("threads", "held"), [(1, 1), (3, 3), (4, 4), (16, 4)])
+def test_as_many_cores_as_threads(tmp_path, threads, held):
+    """And all where there are not so many; none before, none after, none after an error."""
+    with cores.turn(threads):
+        assert taken(tmp_path) == held
+    assert taken(tmp_path) == 0
+    with pytest.raises(ValueError, match="diverged"), cores.turn(threads):
+        raise ValueError("diverged")
+    assert taken(tmp_path) == 0
+
+
+def test_those_that_fit_run_side_by_side(tmp_path):
+    """Two trainings of two threads have four cores; a third waits until one of them ends."""
+    third = threading.Event()
+
+    def run() -> None:
+        with cores.turn(2):
+            third.set()
+
+    with cores.turn(2):
+        with cores.turn(2):
+            assert taken(tmp_path) == 4
+            thread = in_thread(run)
+            assert not third.wait(0.2)
+        assert third.wait(WAIT_SECONDS)
+    thread.join(WAIT_SECONDS)
+
+
+def test_one_that_needs_all_is_not_passed_over():
+    """It waits for one that takes turn after turn, which then waits for it, however short the time between turns."""
+    order, waiting, done = [], threading.Event(), threading.Event()
+
+    def whole() -> None:
+        waiting.set()
+        with cores.turn(4):
+            order.append("whole")
+        done.set()
+
+    with cores.turn(3):
+        thread = in_thread(whole)
+        assert waiting.wait(WAIT_SECONDS)
+        time.sleep(0.2)  # it is at the locks by now
+    for _ in range(3):
+        with cores.turn(3):
+            order.append("part")
+    assert done.wait(WAIT_SECONDS)
+    thread.join(WAIT_SECONDS)
+    assert order == ["whole", "part", "part", "part"]
+
+
+def test_a_killed_process_holds_nothing(tmp_path):
+    """Its cores are free at once."""
+    code = "import time; from vae import cores\nwith cores.turn(9):\n    print('held', flush=True); time.sleep(60)\n"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout.readline() == "held\n"
+        assert taken(tmp_path) > 0
+        process.send_signal(signal.SIGKILL)
+        process.wait(10)
+    assert taken(tmp_path) == 0
+
+
+def test_experiments_in_copies_share_them(tmp_path, monkeypatch):
+    """The locks are in the main repository, wherever the stage runs."""
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    monkeypatch.chdir(copy)
+    with cores.turn(2):
+        assert taken(tmp_path) == 2
+    assert not list(copy.iterdir())
