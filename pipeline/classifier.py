@@ -18,8 +18,8 @@ def main(params: Path, data_folder: Path, network_path: Path, result: Path) -> N
     config = load(params)
     torch.set_num_threads(config.classifier.threads)
     train, test = data.load(data_folder, "train"), data.load(data_folder, "t10k")
-    images, val_images = data.split_validation(train.images, config.data.validation)
-    labels, val_labels = data.split_validation(train.labels, config.data.validation)
+    images, val_images = data.split_validation(train.images, config.classifier.validation)
+    labels, val_labels = data.split_validation(train.labels, config.classifier.validation)
 
     with cores.turn(config.classifier.threads):
         network = classifier.fit(images, labels, config.classifier)

@@ -93,7 +93,7 @@ def test_the_classifier_does_not_depend_on_the_vae():
     """It is fitted once for all models that it measures."""
     deps = {path for path in QUALITY["stages"]["classifier"]["deps"] if not path.endswith(".py")}
     assert deps == {"data"}
-    assert QUALITY["stages"]["classifier"]["params"] == ["classifier", "data.validation"]
+    assert QUALITY["stages"]["classifier"]["params"] == ["classifier"]
 
 
 def test_no_result_of_quality_is_in_the_cache_alone():

@@ -96,6 +96,7 @@ class Track(Section):
 
 class Classifier(Section):
     seed: Seed
+    validation: Count
     channels: Annotated[list[Width], Field(min_length=2, max_length=2)]
     features: Width
     epochs: Count
