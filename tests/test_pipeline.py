@@ -329,7 +329,7 @@ def test_killed_training_ends_as_killed_resumes_and_gives_the_same_bits(project)
 
 def test_training_waits_for_cores_that_another_has(project, monkeypatch):
     monkeypatch.setenv("DVC_ROOT", str(project.folder))
-    project.params(train={"seed": 14})
+    project.params(train={"seed": 17})
     before = project.runs()
     with cores.turn(os.cpu_count()):
         process = train(project, "waiting")
