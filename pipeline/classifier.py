@@ -23,14 +23,12 @@ def main(params: Path, data_folder: Path, network_path: Path, result: Path) -> N
 
     with cores.turn(config.classifier.threads):
         network = classifier.fit(images, labels, config.classifier)
-        test_accuracy = classifier.accuracy(network, test.images, test.labels)
-        validation_accuracy = classifier.accuracy(network, val_images, val_labels)
-    classifier.save(network, network_path)
-    values = {
-        "test_accuracy": test_accuracy,
-        "validation_accuracy": validation_accuracy,
-        "sha256": hashlib.sha256(network_path.read_bytes()).hexdigest(),
-    }
+        classifier.save(network, network_path)
+        values = {
+            "test_accuracy": classifier.accuracy(network, test.images, test.labels),
+            "validation_accuracy": classifier.accuracy(network, val_images, val_labels),
+            "sha256": hashlib.sha256(network_path.read_bytes()).hexdigest(),
+        }
     result.parent.mkdir(parents=True, exist_ok=True)
     result.write_text(json.dumps(values, indent=2) + "\n")
     print(f"test accuracy {values['test_accuracy']:.4f}, validation {values['validation_accuracy']:.4f}")
