@@ -31,6 +31,7 @@ SMALL = {
         "initial_bias": "default",
         "epochs": 3,
         "prior_epochs": 0,
+        "refine_epochs": 0,
         "batch_size": 64,
         "learning_rate": 0.005,
         "schedule": "cosine",

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from vae import data, model, optimizers, training
+from vae import augmentation, data, metrics, model, objective, optimizers, training
 from vae.errors import InputError
 
 SIZE = 300  # images of the bitwise tests: four batches of 64 and a rest
@@ -77,8 +77,9 @@ def test_another_seed_is_another_training(start):
         {"prior": "mixture", "precision": "bf16", "augmentation": 0.5},
         {"prior": "flow", "gradient_clip": 1.0, "schedule": "constant", "prior_epochs": 2},
         {"architecture": "conv", "precision": "bf16"},
+        {"prior": "mixture", "prior_epochs": 1, "refine_epochs": 2, "refine_importance_samples": 3},
     ],
-    ids=["plain", "mixture", "flow", "conv"],
+    ids=["plain", "mixture", "flow", "conv", "refined"],
 )
 def test_resumed_after_each_epoch_is_uninterrupted(start, ema_decay, other):
     """A training that is killed after any epoch and resumed from its checkpoint ends bitwise the same.
@@ -93,7 +94,7 @@ def test_resumed_after_each_epoch_is_uninterrupted(start, ema_decay, other):
         file = io.BytesIO()
         torch.save(whole[0].state_dict(), file)
         checkpoints.append(file.getvalue())
-    assert len(expected) == 3 + other.get("prior_epochs", 0)
+    assert len(expected) == 3 + other.get("prior_epochs", 0) + other.get("refine_epochs", 0)
     for epoch, checkpoint in enumerate(checkpoints, start=1):
         resumed = start(seed=77, **options)
         resumed[0].generator.manual_seed(77)
@@ -281,6 +282,73 @@ def test_a_prior_without_parameters_has_no_epochs(start):
     assert run(start(prior="standard-normal", prior_epochs=2)) == run(start(prior="standard-normal"))
 
 
+def test_refined_on_many_samples(start, monkeypatch):
+    """After the epochs of the prior, the whole model moves again, on the larger K, and on no image that was moved."""
+    taken = []
+    loss, moved = objective.importance_weighted_loss, augmentation.augment
+    monkeypatch.setattr(
+        objective,
+        "importance_weighted_loss",
+        lambda model, x, samples, *rest: taken.append((samples, len(x))) or loss(model, x, samples, *rest),
+    )
+    shares = []
+    monkeypatch.setattr(
+        augmentation, "augment", lambda grey, share, *rest: shares.append(share) or moved(grey, share, *rest)
+    )
+    monkeypatch.setattr(training, "DECODED_AT_ONCE", 400)
+    options = {"importance_samples": 2, "refine_importance_samples": 20, "augmentation": 0.5}
+    fit, *images = start(prior="mixture", epochs=1, prior_epochs=1, refine_epochs=1, **options)
+    states = []
+    for _ in training.fit(fit, *images, "dynamic"):
+        states.append({name: tensor.clone() for name, tensor in fit.fitted.state_dict().items()})
+    assert not any(torch.equal(tensor, states[1][name]) for name, tensor in states[2].items())
+    batches = [64, 64, 64, 64, 44]
+    parts = [20, 20, 20, 4, 20, 20, 20, 4, 20, 20, 20, 4, 20, 20, 20, 4, 20, 20, 4]
+    assert taken == [(2, size) for size in batches] + [(20, size) for size in parts]
+    assert all(share > 0 for share in shares[:5])
+    assert not any(share > 0 for share in shares[5:])
+
+
+def test_gradients_in_parts_are_those_of_the_batch(start, monkeypatch):
+    """However many samples are decoded at once: on posteriors without noise, parts and whole agree up to rounding."""
+    fit, train, _ = start(prior="mixture")
+    size = fit.model.config.latent_dim
+    with torch.no_grad():
+        fit.model.encode.layers[-1].bias[size:] = -60  # log-variances
+        fit.model.encode.layers[-1].weight[size:] = 0
+    x = data.unit(train[:50])
+    found = []
+    for at_once in (2048, 40):
+        monkeypatch.setattr(training, "DECODED_AT_ONCE", at_once)
+        fit.model.zero_grad(set_to_none=True)
+        terms = fit._gradients(x, 1.0, 4)
+        found.append(
+            [terms, *(p.grad.clone() for p in [*fit.model.decode.parameters(), *fit.model.prior.parameters()])]
+        )
+    for whole, parts in zip(*found, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_refining_lowers_the_bound(small, digits):
+    """A short training and one refined epoch: the bound of the images falls by more than by an epoch on few samples."""
+    bounds = []
+    for samples in (1, 30):
+        config = small(
+            model={"encoder": [128], "decoder": [128], "latent_dim": 10},
+            train={"epochs": 30, "refine_epochs": 10, "refine_importance_samples": samples, "refine_rate": 0.3},
+        )
+        torch.manual_seed(0)
+        fit = training.Fit(model.VAE(config.model), config.train)
+        train, validation = data.split_validation(digits.images, 200)
+        list(training.fit(fit, train, validation, "dynamic"))
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            found = metrics.over_images(fit.fitted, data.binarize(validation, generator), 200, generator, "")
+        bounds.append(found.nll.mean().item())
+    few, many = bounds
+    assert many < few - 0.5
+
+
 def test_averaged_weights(start):
     """With ema_decay, what is kept is the exponential average of the weights after each step; without, the last."""
     fit, *images = start(epochs=1, ema_decay=0.5)
@@ -345,11 +413,10 @@ def test_collapse_is_told(start):
 
 
 def test_rates_as_applied(start):
-    """The rates of the networks follow the schedule over their epochs, those of the prior over all; the record has the
-    networks' last."""
-    fit, *images = start(
-        prior="mixture", epochs=2, prior_epochs=2, schedule="cosine", learning_rate=0.01, warmup_steps=3
-    )
+    """The rates of the networks follow the schedule over their epochs, those of the prior over its own too, and both
+    start again, lower, where the model is refined; the record has the networks' last."""
+    options = {"schedule": "cosine", "learning_rate": 0.01, "warmup_steps": 3, "refine_rate": 0.2}
+    fit, *images = start(prior="mixture", epochs=2, prior_epochs=2, refine_epochs=1, **options)
     applied: dict[str, list[float]] = {"networks": [], "prior": []}
 
     def watch(name: str, optimizer: optimizers.Optimizer) -> None:
@@ -365,11 +432,12 @@ def test_rates_as_applied(start):
     watch("prior", fit.prior_optimizers[0])
     records = run((fit, *images))
     expected = [optimizers.rate_factor("cosine", step / 10, step, 3) for step in range(10)]
-    assert applied["networks"] == pytest.approx(expected, rel=1e-9)
-    assert applied["prior"] == pytest.approx(
-        [optimizers.rate_factor("cosine", step / 20, step, 3) for step in range(20)]
-    )
-    assert [record.lr for record in records] == pytest.approx([0.01 * expected[4], 0.01 * expected[9], 0, 0], rel=1e-5)
+    refined = [0.2 * optimizers.rate_factor("cosine", step / 5, step, 3) for step in range(5)]
+    assert applied["networks"] == pytest.approx(expected + refined, rel=1e-9)
+    of_prior = [optimizers.rate_factor("cosine", step / 20, step, 3) for step in range(20)]
+    assert applied["prior"] == pytest.approx(of_prior + refined)
+    last = [0.01 * share for share in (expected[4], expected[9], 0, 0, refined[4])]
+    assert [record.lr for record in records] == pytest.approx(last, rel=1e-5)
 
 
 def test_weight_of_the_rate(small):

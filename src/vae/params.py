@@ -50,6 +50,9 @@ class Train(Section):
     batch_size: Count
     augmentation: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
     importance_samples: Count
+    refine_epochs: Annotated[int, Field(ge=0, le=2**31 - 1)]
+    refine_importance_samples: Count
+    refine_rate: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
     optimizer: Literal["adam", "muon"]
     learning_rate: Positive
     prior_learning_rate: Positive

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -18,6 +19,7 @@ from vae.prior import Flow
 
 COLUMNS = ("epoch", "train_neg_elbo_nats", "val_neg_elbo_nats", "rate_nats", "distortion_nats", "lr")
 VALIDATION_BATCH = 1000
+DECODED_AT_ONCE = 2048  # samples of z
 COLLAPSED_NATS = 1.0  # of rate: less than telling two or three kinds of images apart
 
 
@@ -98,9 +100,14 @@ class Fit:
         return self.network_optimizers + self.prior_optimizers
 
     @property
-    def epochs(self) -> int:
-        """All that there are: of the whole model, and then of the prior, where it is learned."""
+    def fitting_epochs(self) -> int:
+        """Those of the whole model, and then of the prior, where it is learned."""
         return self.config.epochs + (self.config.prior_epochs if self.prior_optimizers else 0)
+
+    @property
+    def epochs(self) -> int:
+        """All that there are: after those, the whole model again on many samples."""
+        return self.fitting_epochs + self.config.refine_epochs
 
     @property
     def fitted(self) -> VAE:
@@ -127,72 +134,84 @@ class Fit:
             self.average.load_state_dict(state["average"])
         self.generator.set_state(state["generator"].cpu())
 
-    def _gradients(self, x: Tensor, beta: float) -> Tensor:
-        """The gradients on a batch (B, P), `beta` the weight of the rate.
+    def _gradients(self, x: Tensor, beta: float, samples: int) -> Tensor:
+        """The gradients on a batch (B, P), `beta` the weight of the rate, `samples` the K of the objective.
 
+        They are summed over parts of the batch, so that memory does not grow with K.
         Returns the batch's mean rate and distortion, not yet waited for. (2,).
         """
-        samples = self.config.importance_samples
-        with device.autocast(self.generator.device, self.config.precision):
-            if samples > 1:
-                loss, rate, distortion = objective.importance_weighted_loss(
-                    self.model, x, samples, beta, self.generator
-                )
-            else:
-                rate, distortion = objective.elbo_terms(self.model, x, self.generator)
-                loss = beta * rate + distortion
-        self._backward(loss.mean())
-        return torch.stack([rate.detach().mean(), distortion.detach().mean()])
+        total = torch.zeros(2, device=x.device)
+        for part in x.split(max(1, DECODED_AT_ONCE // samples)):
+            with device.autocast(self.generator.device, self.config.precision):
+                if samples > 1:
+                    loss, rate, distortion = objective.importance_weighted_loss(
+                        self.model, part, samples, beta, self.generator
+                    )
+                else:
+                    rate, distortion = objective.elbo_terms(self.model, part, self.generator)
+                    loss = beta * rate + distortion
+            (loss.sum() / len(x)).backward()
+            total += torch.stack([rate.detach().sum(), distortion.detach().sum()])
+        return total / len(x)
 
     def _prior_gradients(self, x: Tensor) -> Tensor:
         """The gradients of the prior alone on a batch (B, P); returns the batch's mean rate, (1,)."""
         with device.autocast(self.generator.device, self.config.precision):
             rate = objective.prior_rate(self.model, x, self.config.importance_samples, self.generator).mean()
-        self._backward(rate)
+        rate.backward()
         return rate.detach()[None]
 
-    def _backward(self, loss: Tensor) -> None:
-        """The gradients of a loss, clipped."""
-        self.model.zero_grad(set_to_none=True)
-        loss.backward()
-        if self.config.gradient_clip:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+    def _shares(self, step: int, steps: int) -> tuple[float, float]:
+        """The shares of the learning rates of the networks and of the prior, at a step; there are `steps` to an epoch.
+
+        The rates of the prior fall over all epochs that fit it, those of the networks over the epochs that train them.
+        Where the model is refined both start again, together and lower.
+        """
+        config = self.config
+        share = partial(rate_factor, config.schedule, warmup_steps=config.warmup_steps)
+        refining = step - self.fitting_epochs * steps
+        if refining >= 0:
+            both = config.refine_rate * share(progress=refining / (config.refine_epochs * steps), step=refining)
+            return both, both
+        progress = step / (config.epochs * steps)
+        of_networks = share(progress=progress, step=step) if progress < 1 else 0.0
+        return of_networks, share(progress=step / (self.fitting_epochs * steps), step=step)
 
     def _pass(self, train: Tensor, binarization: str) -> tuple[Tensor, float]:
         """Takes a step on every batch of the images; returns their mean rate and distortion, or their rate alone,
-        and the last share of the networks' learning rates.
-
-        The rates of the prior fall over all epochs, those of the networks over the epochs in which they are trained.
-        """
+        and the last share of the networks' learning rates."""
         config = self.config
+        prior_alone = config.epochs <= self.epoch < self.fitting_epochs
+        samples = config.importance_samples if self.epoch < config.epochs else config.refine_importance_samples
         order = torch.randperm(len(train), generator=self.generator, device=train.device)  # (N,)
         batches = order.split(config.batch_size)
-        total, factor = torch.zeros((), device=train.device), 0.0
+        total, of_networks = torch.zeros((), device=train.device), 0.0
         for index, batch in enumerate(batches):
             step = self.epoch * len(batches) + index
-            progress = step / (config.epochs * len(batches))
-            if progress < 1:
-                grey = augmentation.augment(train[batch], config.augmentation * (1 - progress), self.generator)
-                x = inputs(grey, binarization, self.generator)
-                terms = self._gradients(x, kl_weight(config, step / len(batches)))
-                factor = rate_factor(config.schedule, progress, step, config.warmup_steps)
-                for optimizer in self.network_optimizers:
-                    optimizer.step(factor)
+            moved = config.augmentation * (1 - step / (config.epochs * len(batches)))
+            x = inputs(augmentation.augment(train[batch], moved, self.generator), binarization, self.generator)
+            of_networks, of_prior = self._shares(step, len(batches))
+            self.model.zero_grad(set_to_none=True)
+            if prior_alone:
+                terms = self._prior_gradients(x)
             else:
-                terms = self._prior_gradients(inputs(train[batch], binarization, self.generator))
-            progress = step / (self.epochs * len(batches))
+                terms = self._gradients(x, kl_weight(config, step / len(batches)), samples)
+            if config.gradient_clip:
+                nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
+            for optimizer in [] if prior_alone else self.network_optimizers:
+                optimizer.step(of_networks)
             for optimizer in self.prior_optimizers:
-                optimizer.step(rate_factor(config.schedule, progress, step, config.warmup_steps))
+                optimizer.step(of_prior)
             if self.average:
                 self.average.update_parameters(self.model)
             total = total + terms * len(batch)
-        return total.double() / len(train), factor
+        return total.double() / len(train), of_networks
 
     def run_epoch(self, train: Tensor, validation: Tensor, binarization: str) -> Record:
         """Trains on every image once, then validates.
 
         After the epochs of the whole model come those of the prior. The networks stand still there, and with them the
-        distortion: the record repeats that of the epoch before.
+        distortion: the record repeats that of the epoch before. Last come those that refine the whole model.
         """
         self.model.train()
         means, factor = self._pass(train, binarization)
