@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Two hours of training on two cores: the channels of ten-minutes, four times its depth, many epochs of images moved a
+# Two hours of training on two cores: the channels of ten-minutes, twice its depth, many epochs of images moved a
 # little, and fewer images kept from training. Networks this deep want a lower rate of Muon.
 # Killed, it goes on where it was when it is started again.
 set -euo pipefail
