@@ -330,7 +330,7 @@ def test_gradients_in_parts_are_those_of_the_batch(start, monkeypatch):
 
 
 def test_refining_lowers_the_bound(small, digits):
-    """A short training and one refined epoch: the bound of the images falls by more than by an epoch on few samples."""
+    """After the same training, refined epochs on many samples lower the bound by more than as many on one sample do."""
     bounds = []
     for samples in (1, 30):
         config = small(
