@@ -1,4 +1,4 @@
-"""Stage `generate`: new digits from the prior, and interpolations between test digits."""
+"""Stage `generate`: new digits from the prior, and interpolations between digits of the validation split."""
 
 from vae import command
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from vae import data, device, model, plots, prior
+from vae.errors import InputError
 from vae.params import load
 
 ROW = 10  # the row of digits that the origin of this project ends with
@@ -22,6 +23,13 @@ def main(params: Path, data_folder: Path, model_path: Path, samples: Path) -> No
     place = device.choose(config.train.device)
     torch.set_num_threads(config.train.threads)
     vae = model.load(model_path, place)
+    _, validation = data.split_validation(data.load(data_folder, "train").images, config.data.validation)
+    ends = 2 * config.generate.interpolations
+    if len(validation) < ends:
+        raise InputError(
+            f"params.yaml: generate.interpolations: {ends // 2} need {ends} validation images, and there are "
+            f"{len(validation)}; lower it, or raise data.validation"
+        )
     generator = torch.Generator(place).manual_seed(config.generate.seed)
     count = config.generate.rows * config.generate.columns
 
@@ -32,8 +40,7 @@ def main(params: Path, data_folder: Path, model_path: Path, samples: Path) -> No
     plots.save_grid(samples / "row.png", means[:ROW].cpu().numpy(), ROW)
     np.savez(samples / "samples.npz", z=z.cpu().numpy(), means=means.cpu().numpy(), pixels=pixels.cpu().numpy())
 
-    test = data.unit(data.load(data_folder, "t10k").images[: 2 * config.generate.interpolations].to(place))
-    mu, _ = vae.encode(test)  # (2 R, D)
+    mu, _ = vae.encode(data.unit(validation[:ends].to(place)))  # (2 R, D)
     paths = prior.path(vae.prior, mu[::2], mu[1::2], STEPS).transpose(0, 1)  # (R, S, D)
     plots.save_grid(samples / "interpolations.png", torch.sigmoid(vae.decode(paths)).flatten(0, 1).cpu().numpy(), STEPS)
     print(f"{count} digits in {samples / 'grid.png'}")

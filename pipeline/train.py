@@ -42,40 +42,52 @@ def main(params: Path, data_folder: Path, model_path: Path, curves: Path, valida
     state = build(config, train)
 
     sections = config.model_dump_json(include={"data", "model", "train"})
-    key = checkpoint.training_key(sections, list(data_folder.iterdir()))
+    key = checkpoint.training_key(sections, [*data_folder.iterdir(), Path(__file__)])
     root = checkpoint.repository()
-    with checkpoint.checkpoint(root, key) as saved, live.follow(OBSERVER, params, root, key, saved.own) as live_run:
-        records = []
-        if resumed := saved.load():
-            state.load_state_dict(resumed["fit"])
-            records = [training.Record(*row) for row in resumed["records"]]
-            print(f"resuming after epoch {state.epoch}")
-        epochs = training.fit(state, train, validation, config.data.binarization)
-        with tqdm(total=state.epochs, initial=state.epoch, unit="epoch", disable=None) as bar:
-            while state.epoch < state.epochs:
-                with cores.turn(config.train.threads):
-                    started = time.monotonic()
-                    record = next(epochs)
-                    seconds = time.monotonic() - started
-                records.append(record)
-                saved.save({"fit": state.state_dict(), "records": [astuple(row) for row in records]})
-                live_run.log(record, seconds)
-                if record.epoch.bit_count() == 1:  # 1, 2, 4, 8, ...: as training slows down, so do the pictures
-                    live_run.show(record.epoch, digits(state.fitted, config.train.seed))
-                bar.set_postfix_str(
-                    f"ELBO {-record.train_neg_elbo_nats:.2f}, validation {-record.val_neg_elbo_nats:.2f}"
-                )
-                bar.update()
-        write(curves, records)
-        chosen = {"val_neg_elbo_nats": records[-1].val_neg_elbo_nats}  # what sweeps are sorted by
-        validation_path.write_text(json.dumps(chosen, indent=2) + "\n")
-        model.save(state.fitted, model_path)
-        saved.finish(model_path)
-        live_run.trained()
+    with checkpoint.checkpoint(root, key) as saved:
+        with live.follow(OBSERVER, params, root, key, saved.own) as live_run:
+            records = fit(state, train, validation, config, saved, live_run)
+            write(curves, records)
+            chosen = {"val_neg_elbo_nats": records[-1].val_neg_elbo_nats}  # what sweeps are sorted by
+            validation_path.write_text(json.dumps(chosen, indent=2) + "\n")
+            model.save(state.model, model_path)
+            live_run.trained()
+        saved.finish(model_path)  # when nothing can fail any more
     last = records[-1]
     print(f"validation neg-ELBO {last.val_neg_elbo_nats:.2f} nats, training {last.train_neg_elbo_nats:.2f}")
     if complaint := training.collapse(last):
         print(f"warning: {complaint}", file=sys.stderr)
+
+
+def fit(
+    state: training.Fit,
+    train: torch.Tensor,
+    validation: torch.Tensor,
+    config: Params,
+    saved: checkpoint.Checkpoint,
+    live_run: live.Run,
+) -> list[training.Record]:
+    """Goes through the epochs that a checkpoint leaves, each of them kept and followed; returns the records of all."""
+    records = []
+    if resumed := saved.load():
+        state.load_state_dict(resumed["fit"])
+        records = [training.Record(*row) for row in resumed["records"]]
+        print(f"resuming after epoch {state.epoch}")
+    epochs = training.fit(state, train, validation, config.data.binarization)
+    with tqdm(total=state.schedule.epochs, initial=state.epoch, unit="epoch", disable=None) as bar:
+        while state.epoch < state.schedule.epochs:
+            with cores.turn(config.train.threads):
+                started = time.monotonic()
+                record = next(epochs)
+                seconds = time.monotonic() - started
+            records.append(record)
+            saved.save({"fit": state.state_dict(), "records": [astuple(row) for row in records]})
+            live_run.log(record, seconds)
+            if record.epoch.bit_count() == 1:  # 1, 2, 4, 8, ...: as training slows down, so do the pictures
+                live_run.show(record.epoch, digits(state.model, config.train.seed))
+            bar.set_postfix_str(f"ELBO {-record.train_neg_elbo_nats:.2f}, validation {-record.val_neg_elbo_nats:.2f}")
+            bar.update()
+    return records
 
 
 @torch.no_grad()

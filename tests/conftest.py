@@ -38,7 +38,6 @@ SMALL = {
         "warmup_steps": 3,
         "kl_warmup_epochs": 1.0,
         "gradient_clip": 0.0,
-        "ema_decay": 0.0,
         "device": "cpu",
         "precision": "fp32",
         "threads": 1,

@@ -21,7 +21,8 @@ def repository() -> Path:
 
 
 def training_key(config: str, files: list[Path]) -> str:
-    """What a training depends on, as one hash: its configuration, its data, the code that is loaded, and torch."""
+    """What a training depends on, as one hash: its configuration, its data and script, the library that is loaded, and
+    torch."""
     digest = hashlib.sha256(f"{config}\n{version('torch')}".encode())
     modules = {name: module for name, module in sys.modules.items() if name.startswith("vae.")}
     code = [Path(module.__file__) for _, module in sorted(modules.items()) if module.__file__]

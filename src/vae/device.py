@@ -11,11 +11,10 @@ def choose(name: str) -> torch.device:
     Raises:
         InputError: the named device is not on this machine.
     """
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
-        name = "cuda" if available["cuda"] else "cpu"
-    if not available[name]:
-        raise InputError(f"params.yaml: train.device: no {name} device on this machine; use auto or cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("params.yaml: train.device: no cuda device on this machine; use auto or cpu")
     return torch.device(name)
 
 

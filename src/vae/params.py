@@ -62,8 +62,7 @@ class Train(Section):
     warmup_steps: Annotated[int, Field(ge=0)]
     kl_warmup_epochs: NonNegative
     gradient_clip: NonNegative
-    ema_decay: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-    device: Literal["auto", "cpu", "cuda", "mps"]
+    device: Literal["auto", "cpu", "cuda"]
     precision: Literal["bf16", "fp32"]
     threads: Annotated[int, Field(ge=1, le=1024)]
 

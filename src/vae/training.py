@@ -3,22 +3,22 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vae import augmentation, data, device, objective
 from vae.errors import InputError
 from vae.model import VAE
-from vae.optimizers import Adam, Muon, Optimizer, rate_factor
+from vae.optimizers import Adam, Muon, Optimizer
 from vae.params import Train
 from vae.prior import Flow
+from vae.schedule import Schedule
 
 COLUMNS = ("epoch", "train_neg_elbo_nats", "val_neg_elbo_nats", "rate_nats", "distortion_nats", "lr")
 VALIDATION_BATCH = 1000
+VALIDATION_SEED = 0  # not that of the training: trainings of all seeds are chosen from on the same pixels
 DECODED_AT_ONCE = 2048  # samples of z
 COLLAPSED_NATS = 1.0  # of rate: less than telling two or three kinds of images apart
 
@@ -51,20 +51,15 @@ def build_optimizers(model: VAE, config: Train) -> tuple[list[Optimizer], list[O
     return [item for item in of_networks if item.params], [item for item in of_prior if item.params]
 
 
-def kl_weight(config: Train, epoch: float) -> float:
-    """beta, the weight of the rate: rises linearly to 1 (Bowman et al. 2016; Sonderby et al. 2016)."""
-    return min(1.0, epoch / config.kl_warmup_epochs) if config.kl_warmup_epochs else 1.0
-
-
 def inputs(grey: Tensor, binarization: str, generator: torch.Generator) -> Tensor:
     """What the network is trained on: fresh binary pixels, or the grey values. (B, P) uint8 -> (B, P) float32."""
     return data.binarize(grey, generator) if binarization == "dynamic" else data.unit(grey)
 
 
 @torch.no_grad()
-def validate(model: VAE, grey: Tensor, binarization: str, seed: int) -> float:
+def validate(model: VAE, grey: Tensor, binarization: str) -> float:
     """The mean neg-ELBO of a split in nats, with the same noise each time. grey (V, P) uint8."""
-    generator = torch.Generator(grey.device).manual_seed(seed)
+    generator = torch.Generator(grey.device).manual_seed(VALIDATION_SEED)
     total = 0.0
     for batch in grey.split(VALIDATION_BATCH):
         rate, distortion = objective.elbo_terms(model, inputs(batch, binarization, generator), generator)
@@ -89,8 +84,7 @@ class Fit:
         self.model = model
         self.config = config
         self.network_optimizers, self.prior_optimizers = build_optimizers(model, config)
-        decay = config.ema_decay
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
+        self.schedule = Schedule(config, learned_prior=bool(self.prior_optimizers))
         self.generator = torch.Generator(next(model.parameters()).device).manual_seed(config.seed)
         self.epoch = 0
         self.distortion = math.nan  # of the last epoch that trained the networks
@@ -99,28 +93,12 @@ class Fit:
     def optimizers(self) -> list[Optimizer]:
         return self.network_optimizers + self.prior_optimizers
 
-    @property
-    def fitting_epochs(self) -> int:
-        """Those of the whole model, and then of the prior, where it is learned."""
-        return self.config.epochs + (self.config.prior_epochs if self.prior_optimizers else 0)
-
-    @property
-    def epochs(self) -> int:
-        """All that there are: after those, the whole model again on many samples."""
-        return self.fitting_epochs + self.config.refine_epochs
-
-    @property
-    def fitted(self) -> VAE:
-        """The model to validate and to keep: the averaged weights where there are any."""
-        return cast(VAE, self.average.module) if self.average else self.model
-
     def state_dict(self) -> dict[str, Any]:
         return {
             "epoch": self.epoch,
             "distortion": self.distortion,
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "average": self.average.state_dict() if self.average else {},
             "generator": self.generator.get_state(),
         }
 
@@ -130,8 +108,6 @@ class Fit:
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        if self.average:
-            self.average.load_state_dict(state["average"])
         self.generator.set_state(state["generator"].cpu())
 
     def _gradients(self, x: Tensor, beta: float, samples: int) -> Tensor:
@@ -154,58 +130,36 @@ class Fit:
             total += torch.stack([rate.detach().sum(), distortion.detach().sum()])
         return total / len(x)
 
-    def _prior_gradients(self, x: Tensor) -> Tensor:
-        """The gradients of the prior alone on a batch (B, P); returns the batch's mean rate, (1,)."""
+    def _prior_gradients(self, x: Tensor, samples: int) -> Tensor:
+        """The gradients of the prior alone on a batch (B, P), from `samples` of each image; returns the batch's mean
+        rate, (1,)."""
         with device.autocast(self.generator.device, self.config.precision):
-            rate = objective.prior_rate(self.model, x, self.config.importance_samples, self.generator).mean()
+            rate = objective.prior_rate(self.model, x, samples, self.generator).mean()
         rate.backward()
         return rate.detach()[None]
-
-    def _shares(self, step: int, steps: int) -> tuple[float, float]:
-        """The shares of the learning rates of the networks and of the prior, at a step; there are `steps` to an epoch.
-
-        The rates of the prior fall over all epochs that fit it, those of the networks over the epochs that train them.
-        Where the model is refined both start again, together and lower.
-        """
-        config = self.config
-        share = partial(rate_factor, config.schedule, warmup_steps=config.warmup_steps)
-        refining = step - self.fitting_epochs * steps
-        if refining >= 0:
-            both = config.refine_rate * share(progress=refining / (config.refine_epochs * steps), step=refining)
-            return both, both
-        progress = step / (config.epochs * steps)
-        of_networks = share(progress=progress, step=step) if progress < 1 else 0.0
-        return of_networks, share(progress=step / (self.fitting_epochs * steps), step=step)
 
     def _pass(self, train: Tensor, binarization: str) -> tuple[Tensor, float]:
         """Takes a step on every batch of the images; returns their mean rate and distortion, or their rate alone,
         and the last share of the networks' learning rates."""
-        config = self.config
-        prior_alone = config.epochs <= self.epoch < self.fitting_epochs
-        samples = config.importance_samples if self.epoch < config.epochs else config.refine_importance_samples
         order = torch.randperm(len(train), generator=self.generator, device=train.device)  # (N,)
-        batches = order.split(config.batch_size)
-        total, of_networks = torch.zeros((), device=train.device), 0.0
-        for index, batch in enumerate(batches):
-            step = self.epoch * len(batches) + index
-            moved = config.augmentation * (1 - step / (config.epochs * len(batches)))
-            x = inputs(augmentation.augment(train[batch], moved, self.generator), binarization, self.generator)
-            of_networks, of_prior = self._shares(step, len(batches))
+        batches = order.split(self.config.batch_size)
+        steps = self.schedule.of_epoch(self.epoch, len(batches))
+        total = torch.zeros((), device=train.device)
+        for now, batch in zip(steps, batches, strict=True):
+            x = inputs(augmentation.augment(train[batch], now.moved, self.generator), binarization, self.generator)
             self.model.zero_grad(set_to_none=True)
-            if prior_alone:
-                terms = self._prior_gradients(x)
+            if now.prior_alone:
+                terms = self._prior_gradients(x, now.samples)
             else:
-                terms = self._gradients(x, kl_weight(config, step / len(batches)), samples)
-            if config.gradient_clip:
-                nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
-            for optimizer in [] if prior_alone else self.network_optimizers:
-                optimizer.step(of_networks)
+                terms = self._gradients(x, now.beta, now.samples)
+            if self.config.gradient_clip:
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+            for optimizer in [] if now.prior_alone else self.network_optimizers:
+                optimizer.step(now.network_share)
             for optimizer in self.prior_optimizers:
-                optimizer.step(of_prior)
-            if self.average:
-                self.average.update_parameters(self.model)
+                optimizer.step(now.prior_share)
             total = total + terms * len(batch)
-        return total.double() / len(train), of_networks
+        return total.double() / len(train), steps[-1].network_share
 
     def run_epoch(self, train: Tensor, validation: Tensor, binarization: str) -> Record:
         """Trains on every image once, then validates.
@@ -220,8 +174,8 @@ class Fit:
         (self.distortion,) = distortion or [self.distortion]
         self.epoch += 1
         with device.autocast(self.generator.device, self.config.precision):
-            val = validate(self.fitted, validation, binarization, self.config.seed)
-        lr = factor * self.config.learning_rate  # of the networks
+            val = validate(self.model, validation, binarization)
+        lr = factor * self.network_optimizers[-1].learning_rate  # Muon's where there is one
         values = (rate + self.distortion, val, rate, self.distortion, lr)
         return Record(self.epoch, *(float(f"{value:.6g}") for value in values))  # the same in the file and in MLflow
 
@@ -231,8 +185,8 @@ def collapse(record: Record) -> str | None:
     if record.rate_nats >= COLLAPSED_NATS:
         return None
     return (
-        f"the latents carry {record.rate_nats:.2f} nats, so all images are decoded alike; lower train.learning_rate, "
-        "or raise train.warmup_steps or train.kl_warmup_epochs"
+        f"the latents carry {record.rate_nats:.2f} nats, so all images are decoded alike; lower train.learning_rate or "
+        "train.muon_learning_rate, or raise train.warmup_steps or train.kl_warmup_epochs"
     )
 
 
@@ -244,11 +198,12 @@ def fit(state: Fit, train: Tensor, validation: Tensor, binarization: str) -> Ite
     Raises:
         InputError: the loss is no longer finite; nothing is yielded for that epoch.
     """
-    while state.epoch < state.epochs:
+    while state.epoch < state.schedule.epochs:
         record = state.run_epoch(train, validation, binarization)
         if not math.isfinite(record.train_neg_elbo_nats) or not math.isfinite(record.val_neg_elbo_nats):
             raise InputError(
                 f"training diverged: the loss of epoch {record.epoch} is not finite; "
-                "lower train.learning_rate, or bound the gradients with train.gradient_clip"
+                "lower train.learning_rate, train.muon_learning_rate or the rates of the prior, "
+                "or bound the gradients with train.gradient_clip"
             )
         yield record

@@ -1,0 +1,27 @@
+"""What changes as a training goes on: the weight of the rate, and the three parts."""
+
+from vae import schedule
+
+
+def test_weight_of_the_rate(small):
+    """It rises linearly from 0 to 1 over kl_warmup_epochs, which may be a fraction, and stays there; 0 is none."""
+    config = small(train={"kl_warmup_epochs": 2.0}).train
+    assert [schedule.kl_weight(config, epoch) for epoch in (0, 0.5, 1, 2, 3)] == [0, 0.25, 0.5, 1, 1]
+    config = small(train={"kl_warmup_epochs": 0.5}).train
+    assert [schedule.kl_weight(config, epoch) for epoch in (0, 0.25, 0.5, 9)] == [0, 0.5, 1, 1]
+    config = small(train={"kl_warmup_epochs": 0.0}).train
+    assert schedule.kl_weight(config, 0) == 1
+
+
+def test_three_parts(small):
+    """The whole model while fewer and fewer images are moved, its prior alone where it is learned, and all of it again
+    on more samples and on no moved image."""
+    parts = {"epochs": 2, "prior_epochs": 1, "refine_epochs": 1, "importance_samples": 2, "augmentation": 0.5}
+    refined = {"refine_importance_samples": 7, "refine_rate": 0.25}
+    plain = {"schedule": "constant", "warmup_steps": 0, "kl_warmup_epochs": 0.0}
+    config = small(train=parts | refined | plain).train
+    first = [schedule.Step(1, 1, samples=2, moved=moved) for moved in (0.5, 0.375, 0.25, 0.125)]
+    alone, last = schedule.Step(0, 1, samples=2, prior_alone=True), schedule.Step(0.25, 0.25, samples=7)
+    for learned_prior, expected in [(True, [*first, alone, alone, last, last]), (False, [*first, last, last])]:
+        found = schedule.Schedule(config, learned_prior)
+        assert [step for epoch in range(found.epochs) for step in found.of_epoch(epoch, 2)] == expected
