@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from vae import checkpoint, command, experiments, tracking
+from vae.errors import InputError
 from vae.params import load
 
 
@@ -38,9 +39,13 @@ def unrecorded(root: Path, runs: list[tracking.Run], known: list[experiments.Exp
     for item in known:
         if item.run_id not in ids and item.name not in names:
             print(f"experiment {item.name} ({item.revision[:7]}): no run in this store{'; recording it' * mend}")
+            left += 1
             if mend:
-                experiments.record_again(root, item)
-            left += not mend
+                try:
+                    experiments.record_again(root, item)
+                    left -= 1
+                except InputError as error:
+                    print(f"  not recorded: {error}")
     return left
 
 

@@ -86,6 +86,24 @@ def test_what_was_sent_is_done_in_order_and_half_a_line_is_left(tmp_path, cut, e
     assert done.stderr == b""
 
 
+def test_a_store_that_fails_for_a_while_is_followed_on(tmp_path):
+    """What it did not take is said, and the rest is done, the end of the run too."""
+    process = recorder(tmp_path)
+    with live.follow(process, Path("p"), Path("r"), "k", own=True) as run:
+        run.log(RECORD, 1.5)
+        run.show(1, bytes(3))
+        run.log(RECORD, 2.5)
+        run.trained()
+    failing = OBSERVE.replace('print("show", epoch, list(digits))', 'raise ConnectionError("the store is away")')
+    assert failing != OBSERVE
+    done = subprocess.run(
+        [sys.executable, "-c", failing], input=(tmp_path / "got").read_bytes(), capture_output=True, check=True
+    )
+    assert done.stdout.decode().splitlines() == ["open p r k", "log 1 1.5", "log 1 2.5", "end TRAINED"]
+    assert done.stderr.decode().count("\n") == 1
+    assert "the store is away" in done.stderr.decode()
+
+
 @pytest.mark.parametrize(
     ("error", "outcome"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED")]
 )

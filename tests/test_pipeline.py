@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ import requests
 import yaml
 from mlflow import MlflowClient
 
-from vae import cores, tracking
+from vae import cores, params, tracking
 
 pytestmark = pytest.mark.pipeline
 
@@ -358,6 +359,29 @@ def test_terminated_training_ends_as_killed(project):
     project.run("git", "checkout", "--quiet", "--", ".")
 
 
+def test_interrupted_after_its_last_epoch_it_has_nothing_to_train_again(project):
+    """While the observer still waits for a store that does not answer."""
+    project.params(train={"seed": 18})
+    before, folder = project.runs(), project.folder / "interrupted"
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with train(project, "interrupted", MLFLOW_TRACKING_URI=uri) as process:
+            wait_for((folder / "vae.safetensors").is_file)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 128 + signal.SIGTERM
+    model = (folder / "vae.safetensors").read_bytes()
+    shutil.rmtree(folder)  # as dvc does before it runs a stage
+    with train(project, "interrupted") as process:
+        output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert "resuming after epoch 3" in output
+    assert (folder / "vae.safetensors").read_bytes() == model
+    for new in project.runs().keys() - before.keys():
+        project.client.set_terminated(new, "KILLED")
+    shutil.rmtree(folder)
+    project.run("git", "checkout", "--quiet", "--", ".")
+
+
 def test_diverged_training_ends_as_failed_with_one_clear_line(project):
     before, model = project.runs(), project.hashes()["models/vae.safetensors"]
     project.params(train={"learning_rate": 1e30})
@@ -400,18 +424,22 @@ def test_new_store_gets_the_same_state_whole(project, tmp_path):
 
 
 def test_run_from_a_dirty_experiment_is_reproduced_bit_for_bit(project):
-    """Also with an uncommitted change to code and a new file, which only the run's diff still knows."""
+    """Also with an uncommitted change to code and a new file of any encoding, which only the run's diff still knows."""
     path = project.folder / "src/vae/plots.py"
     path.write_text(path.read_text().replace("GAP = 2", "GAP = 3"))
+    notes = project.folder / "notes.txt"
+    notes.write_bytes(b"caf\xe9\r\n")
     project.dvc("exp", "run", "--name", "dirty", "--set-param", "train.seed=14")
     run = project.recorded()
     project.assert_whole(run)
+    notes.unlink()
     project.run("git", "checkout", "--quiet", "--", ".")
     project.dvc("checkout", "--force")
     before = project.runs()
     done = project.script("reproduce", "params.yaml", run)
     assert done.stdout.count("the same, bit for bit") == len(json.loads(project.text(run, "hashes.json")))
     assert "reproduced: every file is the same" in done.stdout
+    assert (project.folder / f".dvc/tmp/worktrees/{run}/notes.txt").read_bytes() == b"caf\xe9\r\n"
     assert project.runs().keys() == before.keys()
     assert not project.run("git", "status", "--porcelain").stdout  # the user's tree is not touched
 
@@ -534,6 +562,14 @@ def test_the_champion_is_the_best_on_the_validation_split(project):
     assert len(versions) > 3
     assert float(champion.tags["val_neg_elbo_nats"]) == float(best.tags["val_neg_elbo_nats"])
 
+    config = params.load(project.folder / "params.yaml")
+    store, made = SimpleNamespace(client=client), (champion.run_id, champion.source)
+    split = config.data.model_copy(update={"validation": config.data.validation - 1})
+    tracking.register(store, config.model_copy(update={"data": split}), *made, 1.0)  # far better, on images of its own
+    assert client.get_model_version_by_alias(name, "champion").version == champion.version
+    tracking.register(store, config, *made, 1.0)
+    assert client.get_model_version_by_alias(name, "champion").version == str(len(versions) + 2)
+
 
 def test_bad_input_is_one_line_that_names_the_thing(project):
     def error(done):
@@ -550,6 +586,11 @@ def test_bad_input_is_one_line_that_names_the_thing(project):
     assert "broken.safetensors" in error(broken)
     missing = project.script("generate", "params.yaml", "nowhere", "models/vae.safetensors", "out", check=False)
     assert "nowhere" in error(missing)
+    project.params(data={"validation": 3})
+    few = project.script("generate", "params.yaml", "data", "models/vae.safetensors", "out", check=False)
+    assert "generate.interpolations" in error(few)
+    assert not (project.folder / "out").exists()
+    project.run("git", "checkout", "--quiet", "--", "params.yaml")
     model.unlink()
     shutil.rmtree(project.folder / "out", ignore_errors=True)
 

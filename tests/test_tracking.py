@@ -3,10 +3,12 @@
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from mlflow.store.entities import PagedList
 
-from vae import tracking
+from vae import checkpoint, tracking
 from vae.errors import InputError
 
 
@@ -64,16 +66,16 @@ def test_the_diff_has_changes_and_new_files_and_leaves_out_outputs(tmp_path, mon
     git("add", "--all")
     git("commit", "--quiet", "--message", "base")
     outputs = [Path("plots"), Path("metrics/train.csv")]
-    assert tracking.working_tree_diff(outputs) == ""
+    assert tracking.working_tree_diff(outputs) == b""
     (tmp_path / "metrics").mkdir()
     for name in ("plots/old.png", "plots/new.png", "dvc.lock", "metrics/mlflow.json", "ignored"):
         (tmp_path / name).write_text("output\n")
-    assert tracking.working_tree_diff(outputs) == ""
+    assert tracking.working_tree_diff(outputs) == b""
     (tmp_path / "code.py").write_text("changed\n")
-    (tmp_path / "new.py").write_text("new\n")
+    (tmp_path / "new.py").write_bytes(b"caf\xe9\r\n")  # neither UTF-8 nor the line ends of this system
     diff = tracking.working_tree_diff(outputs)
-    assert "+changed" in diff
-    assert "new.py" in diff
+    assert b"+changed" in diff
+    assert b"+caf\xe9\r\n" in diff
     staged = subprocess.run(["git", "diff", "--cached", "--name-only"], cwd=tmp_path, capture_output=True, text=True)
     assert staged.stdout == ""  # the user's index is as it was
 
@@ -81,8 +83,68 @@ def test_the_diff_has_changes_and_new_files_and_leaves_out_outputs(tmp_path, mon
 def test_the_store_is_in_the_main_repository_unless_named(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert tracking.store_uri(tmp_path) == f"sqlite:///{tmp_path / 'mlflow.db'}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
-    assert tracking.store_uri(tmp_path) == "http://127.0.0.1:5000"
+    for uri, store in [
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("sqlite:///mlflow.db", f"sqlite:///{tmp_path / 'mlflow.db'}"),  # not in the copy of a temporary experiment
+        ("sqlite:////else/where.db", "sqlite:////else/where.db"),
+    ]:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        assert tracking.store_uri(tmp_path) == store
+
+
+@pytest.fixture
+def store():
+    """A store with a client of the test's own."""
+    empty = object.__new__(tracking.Store)
+    empty.uri, empty.experiment = "sqlite:///mlflow.db", SimpleNamespace(experiment_id="1")
+    empty.client = SimpleNamespace()
+    return empty
+
+
+def test_runs_are_found_beyond_the_first_page(store):
+    pages = {None: ["a", "b"], "1": ["c"], "2": []}
+
+    def search_runs(experiments, conditions, page_token):
+        assert (experiments, conditions) == (["1"], "tags.`vae.key` = 'k'")
+        following = {None: "1", "1": "2", "2": None}[page_token]
+        return PagedList(pages[page_token], following)
+
+    store.client.search_runs = search_runs
+    assert store.find(vae__key="k") == ["a", "b", "c"]
+
+
+def test_seconds_of_a_training_are_of_all_its_epochs(store):
+    """Each epoch once, though it may have been logged twice; and none at all where the store was away for a while."""
+    history = {"epoch_seconds": [(1, 2.0), (2, 3.0), (2, 3.5)], "val_neg_elbo_nats": [(1, 90.0), (2, 80.0)]}
+    tags = {"vae.model_sha256": "m"}
+    run = SimpleNamespace(info=SimpleNamespace(run_id="r"), data=SimpleNamespace(tags=tags))
+    store.client.get_run = lambda _: run
+    store.client.search_runs = lambda *_, **__: PagedList([run], None)
+    store.client.get_metric_history = lambda _, name: [
+        SimpleNamespace(step=step, value=value) for step, value in history[name]
+    ]
+    assert store.training_seconds("r") == 5.5
+    history["val_neg_elbo_nats"].append((3, 70.0))
+    with pytest.raises(InputError, match=r"followed every epoch.*dvc repro --force train"):
+        store.training_seconds("r")
+
+
+def test_a_file_that_cannot_be_written_is_not_the_fault_of_the_uri():
+    with pytest.raises(OSError, match="No space") as caught, tracking.reported("sqlite:///mlflow.db"):
+        raise OSError(28, "No space left on device", "mlartifacts/model")
+    assert caught.value.filename == "mlartifacts/model"
+    with pytest.raises(InputError, match="MLFLOW_TRACKING_URI"), tracking.reported("http://127.0.0.1:9"):
+        raise ConnectionError("refused")
+
+
+def test_a_store_that_another_process_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "LOCK_SECONDS", 0.1)
+    with tracking.store_lock(tmp_path):
+        (held,) = (tmp_path / checkpoint.FOLDER).iterdir()
+        with pytest.raises(InputError, match=rf"{held}: held by another process"), tracking.store_lock(tmp_path):
+            pytest.fail("two hold it")
+    with tracking.store_lock(tmp_path):
+        pass
 
 
 def test_a_store_that_cannot_be_opened_is_one_clear_error(tmp_path, monkeypatch):

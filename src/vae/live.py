@@ -115,11 +115,11 @@ def observe() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     from vae import tracking  # here, because the sending side must not wait for mlflow's import
 
-    try:
-        live, outcome = None, "KILLED"
-        for line in sys.stdin:
-            if not line.endswith("\n"):
-                break  # the training died in the midst of it
+    live, outcome = None, "KILLED"
+    for line in sys.stdin:
+        if not line.endswith("\n"):
+            break  # the training died in the midst of it
+        with told():
             match json.loads(line):
                 case {"params": params, "root": root, "key": key}:
                     live = tracking.LiveRun(Path(params), Path(root), key)
@@ -129,11 +129,19 @@ def observe() -> None:
                     live.show(epoch, zlib.decompress(base64.b64decode(digits)))
                 case {"outcome": str(word)}:
                     outcome = word
-        if live:
+    if live:
+        with told():
             live.end(outcome)
-    except Exception as error:  # noqa: BLE001 (whatever is wrong with the store, the training goes on)
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Whatever is wrong with the store, the training goes on, and so does who follows it."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001
         reason = " ".join(str(error).split())[:300]
-        print(f"MLflow: not following live ({reason}); the track stage will record this run", file=sys.stderr)
+        print(f"MLflow: not followed live ({reason}); the track stage will record what is missing", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
 import mlflow
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from mlflow import MlflowClient, MlflowException, pyfunc
 from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, Metric, Param, Run, RunTag
 from mlflow.models import Model
@@ -35,21 +35,26 @@ from vae import checkpoint, plots
 from vae.errors import InputError
 from vae.params import Params, leaves, load
 
+SQLITE = "sqlite:///"
 LOCK_SECONDS = 120
 PARAMS_AT_ONCE = 100  # MLflow's limit for one request
 METRICS_AT_ONCE = 1000
 FINAL_STEP = 0  # of test metrics and pictures: the UI lays runs side by side at equal steps
 DIGITS_BY_EPOCH = "training_samples"
 SOURCE = "dvc.yaml"  # what the UI shows as the source of a run
-CHAMPION, CHAMPION_METRIC = "champion", "val_neg_elbo_nats"
+CHAMPION, CHAMPION_METRIC, SPLIT = "champion", "val_neg_elbo_nats", "data.validation"
 TOOLS = {"annealing", "classifier", "quality"}  # sections of params.yaml that no stage of dvc.yaml reads
 CURVE_NAMES = {"rate_nats": "train_rate_nats", "distortion_nats": "train_distortion_nats"}
 REQUIREMENTS = ("mlflow", "numpy", "pydantic", "pyyaml", "safetensors", "torch")  # of the model that is served
 
 
 def store_uri(root: Path) -> str:
-    """Where runs are kept: `MLFLOW_TRACKING_URI`, or a database in the main repository."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / 'mlflow.db'}"
+    """Where runs are kept: `MLFLOW_TRACKING_URI`, or a database in the main repository.
+
+    The path of a database starts at the main repository, also in the copy of it that a temporary experiment runs in.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
+    return f"{SQLITE}{root.resolve() / uri.removeprefix(SQLITE)}" if uri.startswith(SQLITE) else uri
 
 
 @contextmanager
@@ -57,18 +62,32 @@ def store_lock(root: Path) -> Iterator[None]:
     """One process at a time: creates the schema, or looks for a run and writes it if there is none."""
     folder = root / checkpoint.FOLDER
     folder.mkdir(exist_ok=True)
-    with FileLock(folder / "mlflow.lock", timeout=LOCK_SECONDS):
+    lock = FileLock(folder / "mlflow.lock", timeout=LOCK_SECONDS)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(
+            f"{lock.lock_file}: held by another process for {LOCK_SECONDS} s; wait for it, or end it"
+        ) from error
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @contextmanager
 def reported(uri: str) -> Iterator[None]:
-    """Turns whatever a store raises, of any client library, into the error that names the store."""
+    """Turns whatever a store raises, of any client library, into the error that names the store.
+
+    An error of a file that has a name says what is wrong by itself.
+    """
     try:
         yield
     except InputError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"MLflow store {uri}: {reason}; check MLFLOW_TRACKING_URI") from error
 
@@ -90,14 +109,14 @@ class Store:
 
     def _create_database(self) -> None:
         """Creates the schema of a new SQLite store aside: a process killed in its midst leaves no half of it."""
-        path = Path(self.uri.removeprefix("sqlite:///"))
-        if not self.uri.startswith("sqlite:///") or path.exists():
+        path = Path(self.uri.removeprefix(SQLITE))
+        if not self.uri.startswith(SQLITE) or path.exists():
             return
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
         partial = path.with_name(f"{path.name}.partial")
         partial.unlink(missing_ok=True)
-        SqlAlchemyStore(f"sqlite:///{partial}", str(self.root / "mlartifacts"))._dispose_engine()
+        SqlAlchemyStore(f"{SQLITE}{partial}", str(self.root / "mlartifacts"))._dispose_engine()
         os.replace(partial, path)
 
     def _experiment(self, name: str) -> Experiment:
@@ -113,8 +132,14 @@ class Store:
 
     def find(self, **tags: str) -> list[Run]:
         """The runs that carry these tags (`__` in a name stands for a dot), newest first."""
-        conditions = [f"tags.`{name.replace('__', '.')}` = '{value}'" for name, value in tags.items()]
-        return list(self.client.search_runs([self.experiment.experiment_id], " and ".join(conditions)))
+        conditions = " and ".join(f"tags.`{name.replace('__', '.')}` = '{value}'" for name, value in tags.items())
+        found: list[Run] = []
+        token: str | None = None
+        while True:
+            page = self.client.search_runs([self.experiment.experiment_id], conditions, page_token=token)
+            found += page
+            if not (token := page.token):
+                return found
 
     def unfinished(self, training: str) -> list[Run]:
         """The runs of a training that are open, or that were ended before their time."""
@@ -151,13 +176,20 @@ class Store:
         """What the epochs of a model took, each counted once, from the run that followed its training live.
 
         Raises:
-            InputError: no run of this model did; the times are known to no one.
+            InputError: no run of this model followed all of its epochs; the times are known to no one.
         """
         model = self.run_tags(run_id, "vae.model_sha256")["vae.model_sha256"]
         for run in self.find(vae__model_sha256=model):
-            if points := self.client.get_metric_history(run.info.run_id, "epoch_seconds"):
-                return sum({point.step: point.value for point in points}.values())
-        raise InputError(f"run {run_id}: no run in {self.uri} followed the training of its model")
+            history = [
+                self.client.get_metric_history(run.info.run_id, name) for name in ("epoch_seconds", CHAMPION_METRIC)
+            ]
+            seconds, epochs = ({point.step: point.value for point in points} for points in history)
+            if seconds and seconds.keys() == epochs.keys():
+                return sum(seconds.values())
+        raise InputError(
+            f"run {run_id}: no run in {self.uri} followed every epoch of its model's training; "
+            "train it again with `dvc repro --force train`"
+        )
 
     def download(self, run_id: str, path: str, folder: Path) -> Path:
         """Copies a run's artifacts below `path` into `folder`."""
@@ -258,20 +290,19 @@ def read_curves(path: Path) -> list[tuple[int, dict[str, float]]]:
         return [curve_point(row) for row in csv.DictReader(file)]
 
 
-def git(*arguments: str, **environment: str) -> str:
+def git(*arguments: str, **environment: str) -> bytes:
     """What git prints, or nothing where there is no repository or no commit."""
     try:
-        return subprocess.run(
-            ["git", *arguments], check=True, capture_output=True, text=True, env=os.environ | environment
-        ).stdout
+        return subprocess.run(["git", *arguments], check=True, capture_output=True, env=os.environ | environment).stdout
     except (OSError, subprocess.CalledProcessError):
-        return ""
+        return b""
 
 
-def working_tree_diff(outputs: list[Path]) -> str:
+def working_tree_diff(outputs: list[Path]) -> bytes:
     """What separates the working tree from its commit, new files included and the folders of outputs left out.
 
-    A throwaway index holds the tree, so that the user's index stays as it is.
+    A throwaway index holds the tree, so that the user's index stays as it is. In bytes: files of any encoding and
+    with any line ends come back from it.
     """
     with tempfile.TemporaryDirectory() as folder:
         index = {"GIT_INDEX_FILE": f"{folder}/index"}
@@ -282,9 +313,9 @@ def working_tree_diff(outputs: list[Path]) -> str:
         return git("diff", "--cached", "--binary", "HEAD", "--", ".", *own, **index)
 
 
-def provenance(state: State, key: str, diff: str) -> dict[str, str]:
+def provenance(state: State, key: str, diff: bytes) -> dict[str, str]:
     """The tags that tie a run to git, to DVC, and to the files it stands for."""
-    commit = git("rev-parse", "HEAD").strip()
+    commit = git("rev-parse", "HEAD").decode().strip()
     tags = {
         "vae.key": key,
         "vae.model_sha256": file_sha256(state.model),
@@ -361,7 +392,7 @@ def hashes(state: State) -> dict[str, str]:
 
 
 def register(store: Store, config: Params, run_id: str, uri: str, value: float) -> None:
-    """Registers the model, and makes it the champion if it beats the present one on the validation split.
+    """Registers the model, and makes it the champion if it beats the present one on the same validation split.
 
     Models of another data set, or scored on other pixels, have a name of their own: their nats do not compare.
     """
@@ -372,13 +403,18 @@ def register(store: Store, config: Params, run_id: str, uri: str, value: float) 
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
     champion = client.get_registered_model(name).aliases.get(CHAMPION)
-    made = client.create_model_version(name, uri, run_id, tags={CHAMPION_METRIC: repr(value)})
-    best = float(client.get_model_version(name, champion).tags.get(CHAMPION_METRIC, "inf")) if champion else math.inf
+    split = str(config.data.validation)
+    made = client.create_model_version(name, uri, run_id, tags={CHAMPION_METRIC: repr(value), SPLIT: split})
+    said = f"registered {name} version {made.version}: {CHAMPION_METRIC} {value:.2f}"
+    tags = client.get_model_version(name, champion).tags if champion else {}
+    if tags.get(SPLIT, split) != split:
+        print(f"{said}; the champion, version {champion}, has another {SPLIT}: not compared, it stays")
+        return
+    best = float(tags.get(CHAMPION_METRIC, "inf"))
     if value < best:
         client.set_registered_model_alias(name, CHAMPION, made.version)
     compared = f"the champion, version {champion}, with {best:.2f}" if champion else "no champion"
-    verdict = "it is the new champion" if value < best else "the champion stays"
-    print(f"registered {name} version {made.version}: {CHAMPION_METRIC} {value:.2f} against {compared}: {verdict}")
+    print(f"{said} against {compared}: {'it is the new champion' if value < best else 'the champion stays'}")
 
 
 def record(state: State, root: Path) -> str:
@@ -413,7 +449,7 @@ def add_experiment(store: Store, run: Run) -> None:
         store.set_tags(run.info.run_id, {"dvc.experiments": ",".join(sorted(experiment_names(run) | {name}))})
 
 
-def log_files(client: MlflowClient, run_id: str, state: State, diff: str) -> None:
+def log_files(client: MlflowClient, run_id: str, state: State, diff: bytes) -> None:
     """Logs the pictures, for the UI to compare and as files, and everything that a reproduction needs."""
     for folder in (state.plots, state.samples):
         client.log_artifacts(run_id, str(folder), folder.name)
@@ -425,7 +461,10 @@ def log_files(client: MlflowClient, run_id: str, state: State, diff: str) -> Non
     for path in (state.params, Path("dvc.yaml"), Path("dvc.lock")):
         if path.is_file():
             client.log_artifact(run_id, str(path))
-    client.log_text(run_id, diff, "working-tree.diff")
+    with tempfile.TemporaryDirectory() as scratch:
+        changes = Path(scratch) / "working-tree.diff"
+        changes.write_bytes(diff)
+        client.log_artifact(run_id, str(changes))
     client.log_dict(run_id, hashes(state), "hashes.json")
 
 
