@@ -22,8 +22,12 @@ help:  ## what there is
 setup: .venv/installed  ## install requirements.lock into .venv
 
 run: setup  ## the whole pipeline: dvc repro on MNIST, or on the bundled digits where no mirror answers
-	@if python pipeline/reachable.py params.yaml data; then dvc repro; \
-	else dvc exp run -S data.name=digits -S train.batch_size=64 -S train.epochs=60 -S train.augmentation=0.8; fi
+	@python pipeline/reachable.py params.yaml data && answer=0 || answer=$$?; \
+	case $$answer in \
+	0) dvc repro ;; \
+	3) dvc exp run -S data.name=digits -S train.batch_size=64 -S train.epochs=60 -S train.augmentation=0.8 ;; \
+	*) exit $$answer ;; \
+	esac
 
 test: setup  ## all tests: the fast ones, then those that run the real dvc and mlflow
 	python -m pytest -q -m "not pipeline"

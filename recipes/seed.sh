@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # The recipe of the tutorial that this project grew from: an MLP of 784-512-256-20, grey values, Adam at a constant 1e-3.
-set -euo pipefail
-cd "$(dirname "$0")/.."
+source "$(dirname "$0")/start.sh"
 dvc exp run --name seed "$@" \
   -S data.binarization=none \
   -S model.architecture=mlp -S 'model.encoder=[512,256]' -S 'model.decoder=[256,512]' -S model.latent_dim=20 \

@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # Ten minutes of training on two cores: the committed params.yaml with twice the channels, twice the depth at a lower rate
 # of Muon, more latents and more epochs.
-set -euo pipefail
-cd "$(dirname "$0")/.."
+source "$(dirname "$0")/start.sh"
 dvc exp run --name ten-minutes "$@" \
   -S 'model.channels=[32,64]' -S model.blocks=2 -S model.latent_dim=40 \
   -S train.epochs=36 -S train.prior_epochs=12 -S train.muon_learning_rate=0.012

@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
 # Two hours of training on two cores: the channels of ten-minutes, twice its depth, many epochs of images moved a
 # little, and fewer images kept from training. Networks this deep want a lower rate of Muon.
-# Killed, it goes on where it was when it is started again.
-set -euo pipefail
-cd "$(dirname "$0")/.."
+# Killed, it goes on where it was when it is started again, after `git restore params.yaml`.
+source "$(dirname "$0")/start.sh"
 dvc exp run --name two-hours "$@" \
   -S data.validation=1000 \
   -S 'model.channels=[32,64]' -S model.blocks=4 -S model.latent_dim=40 \

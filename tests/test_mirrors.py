@@ -355,6 +355,16 @@ def test_unreachable(mirror, refusing, tmp_path, monkeypatch):
     assert contents(tmp_path) == {}
 
 
+def test_present(mirror, tmp_path):
+    """All four files of that data set, not those of another that stood there before."""
+    assert not mirrors.present("mnist", tmp_path)
+    mirrors.download("mnist", tmp_path, {})
+    assert mirrors.present("mnist", tmp_path)
+    mirrors.download("digits", tmp_path, {})
+    assert not mirrors.present("mnist", tmp_path)
+    assert mirrors.present("kmnist", tmp_path)  # whose content has no published checksum
+
+
 def test_a_folder_that_cannot_be_written(mirror, tmp_path):
     """The operating system's error, with the path in it; the file in the way stays as it is."""
     (tmp_path / "file").write_text("in the way")

@@ -129,6 +129,16 @@ def _fetch(name: str, index: int, candidates: list[str], pause: Callable[[float]
     return content
 
 
+def present(name: str, folder: Path) -> bool:
+    """Whether a folder has the four files of a data set: by their checksums, where those of the content are known."""
+    paths = [folder / file for file in FILES]
+    known = CONTENT_MD5.get(name)
+    return all(path.is_file() for path in paths) and (
+        known is None
+        or all(hashlib.md5(path.read_bytes()).hexdigest() == md5 for path, md5 in zip(paths, known, strict=True))
+    )
+
+
 def unreachable(name: str, environment: dict[str, str]) -> list[str]:
     """Why each source failed to give the smallest file, or nothing where one gave it."""
     smallest = FILES.index("t10k-labels-idx1-ubyte")
