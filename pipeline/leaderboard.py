@@ -1,6 +1,5 @@
 """Puts the present results into the leaderboard as a row of a recipe, and the leaderboard into the README."""
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -13,15 +12,22 @@ def main(
     params: Path, evaluation: Path, quality: Path, run: Path, weights: Path, board: Path, readme: Path, recipe: str
 ) -> None:
     """Adds or replaces the row of a recipe and its seed."""
+    if not recipe:
+        raise InputError("no recipe is named; `make leaderboard RECIPE=ten-minutes`")
     config = load(params)
-    samples = json.loads(quality.read_text())
-    if samples["model_sha256"] != hashlib.sha256(weights.read_bytes()).hexdigest():
-        raise InputError(f"{quality}: of another model than {weights}; run `dvc repro quality/dvc.yaml` first")
+    samples, run_id = json.loads(quality.read_text()), json.loads(run.read_text())["run_id"]
     store = tracking.Store(Path(), config.track.experiment)
-    seconds = store.training_seconds(json.loads(run.read_text())["run_id"])
+    recorded = store.run_tags(run_id, "vae.model_sha256")["vae.model_sha256"]
+    model_sha256 = tracking.file_sha256(weights)
+    for path, measured in ((quality, samples["model_sha256"]), (run, recorded)):
+        if measured != model_sha256:
+            raise InputError(
+                f"{path}: of another model than {weights}; `dvc repro && dvc repro quality/dvc.yaml` first"
+            )
+    seconds = store.training_seconds(run_id)
     parameters = sum(parameter.numel() for parameter in model.load(weights).parameters())
-    measured = json.loads(evaluation.read_text()), samples
-    new = leaderboard.row(recipe, config.train.seed, parameters, seconds, *measured)
+    bounds = json.loads(evaluation.read_text())
+    new = leaderboard.row(recipe, config.train.seed, parameters, seconds, bounds, samples)
     rows = leaderboard.put(leaderboard.read(board), new)
     leaderboard.write(rows, board)
     readme.write_text(leaderboard.insert(readme.read_text(), leaderboard.table(rows)))

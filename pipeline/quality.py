@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vae import classifier, cores, data, model, plots, quality
+from vae.errors import InputError
 from vae.params import Quality, load
 
 EXAMPLES = 12  # samples over their nearest training images
@@ -42,6 +43,11 @@ def measure(
     """The figures, and the picture of samples over training images. train (N, P) uint8, test (M, P) uint8."""
     generator = torch.Generator().manual_seed(config.seed)
     count = min(config.samples, len(test), len(train))  # as many of each: few points overrate a distance
+    if count <= config.neighbours:
+        raise InputError(
+            f"params.yaml: quality.samples: among {count} none has {config.neighbours} neighbours; raise it, "
+            "or lower quality.neighbours"
+        )
     test, some = (images[torch.randperm(len(images), generator=generator)[:count]] for images in (test, train))
     means = sample(vae, count, generator)  # (N, P)
     probabilities = classifier.probabilities(network, means)  # (N, C)
@@ -88,8 +94,9 @@ def neighbours(means: Tensor, test: Tensor, train: Tensor, searched: int, pictur
     images = data.unit(train)  # (N, P)
     index, distance = quality.nearest(means[:searched], images)
     _, expected = quality.nearest(data.unit(test[:searched]), images)
-    pairs = torch.cat([means[:EXAMPLES], images[index[:EXAMPLES]]])
-    plots.save_grid(picture, pairs.numpy(), len(pairs) // 2)
+    shown = min(EXAMPLES, len(index))
+    pairs = torch.cat([means[:shown], images[index[:shown]]])
+    plots.save_grid(picture, pairs.numpy(), shown)
     return (distance.median() / expected.median()).item()
 
 

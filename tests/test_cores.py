@@ -19,7 +19,7 @@ WAIT_SECONDS = 20
 def four_cores(tmp_path, monkeypatch):
     """A repository of its own, on a machine of four cores."""
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
 
 
 def taken(root) -> int:
@@ -100,6 +100,23 @@ def test_a_killed_process_holds_nothing(tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait(10)
     assert taken(tmp_path) == 0
+
+
+def test_cores_that_are_not_ours_are_not_counted(tmp_path, monkeypatch):
+    """Of two processes bound to the same two of four cores, with two threads each, one waits."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 3})
+    second = threading.Event()
+
+    def run() -> None:
+        with cores.turn(2):
+            second.set()
+
+    with cores.turn(2):
+        assert taken(tmp_path) == 2
+        thread = in_thread(run)
+        assert not second.wait(0.2)
+    assert second.wait(WAIT_SECONDS)
+    thread.join(WAIT_SECONDS)
 
 
 def test_experiments_in_copies_share_them(tmp_path, monkeypatch):

@@ -80,7 +80,12 @@ def results(root, vae, tmp_path, monkeypatch):
     for path, values in zip(paths[1:], (EVALUATION, quality, {"run_id": "r"}), strict=True):
         path.write_text(json.dumps(values))
     readme.write_text("<!-- results: begin -->\n<!-- results: end -->\n")
-    monkeypatch.setattr(tracking, "Store", lambda *_: SimpleNamespace(training_seconds=lambda run: 90.0))
+    tags = {"vae.model_sha256": quality["model_sha256"]}
+    store = SimpleNamespace(
+        training_seconds=lambda run: 90.0,
+        run_tags=lambda run, *_: {"r": tags, "old": {**tags, "vae.model_sha256": "0"}}[run],
+    )
+    monkeypatch.setattr(tracking, "Store", lambda *_: store)
     return (*paths, weights, board, readme, "mine")
 
 
@@ -93,13 +98,21 @@ def test_the_script_adds_the_present_results(results, vae):
     assert leaderboard.table([found]) in readme.read_text()
 
 
-def test_samples_of_another_model_are_refused(results):
-    """What `quality` measured before the model was trained anew never stands beside the new bound."""
-    quality = results[2]
-    quality.write_text(json.dumps(QUALITY | {"model_sha256": "0"}))
-    with pytest.raises(InputError, match=r"quality\.json: of another model.*dvc repro quality/dvc\.yaml"):
+@pytest.mark.parametrize(
+    ("name", "content"), [("quality", QUALITY | {"model_sha256": "0"}), ("run", {"run_id": "old"})]
+)
+def test_figures_of_another_model_are_refused(results, name, content):
+    """What was measured before the model was trained anew never stands beside what was measured after."""
+    path = next(path for path in results[1:4] if path.stem == name)
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=rf"{name}\.json: of another model.*dvc repro && dvc repro quality/dvc\.yaml"):
         script.main(*results)
     assert not results[-3].exists()
+
+
+def test_a_row_has_a_name(results):
+    with pytest.raises(InputError, match="RECIPE="):
+        script.main(*results[:-1], "")
 
 
 def test_insert_replaces_what_stood_there():

@@ -2,10 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from vae import quality
+from pipeline import quality as script
+from vae import plots, quality
+from vae.errors import InputError
 
 
 def points(count: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -134,3 +138,23 @@ def test_nearest_finds_the_image_and_the_distance():
     assert torch.equal(index, expected.argmin(dim=1))
     assert index[:2].tolist() == [17, 5]
     assert distance[0] == 0
+
+
+@pytest.mark.parametrize(("samples", "images"), [(3, 100), (100, 3)])
+def test_samples_without_neighbours_are_an_error(small, vae, tmp_path, samples, images):
+    """Else the nearest that there are would be infinitely far, and cover everything."""
+    config = small(quality={"samples": samples, "neighbours": 3}).quality
+    grey = torch.zeros(images, 784, dtype=torch.uint8)
+    with pytest.raises(InputError, match=r"quality\.samples: among 3 none has 3 neighbours"):
+        script.measure(None, vae(), grey, grey, config, tmp_path / "nearest.png")
+
+
+@pytest.mark.parametrize(("searched", "shown"), [(5, 5), (40, script.EXAMPLES)])
+def test_the_picture_has_each_sample_over_its_nearest(tmp_path, searched, shown):
+    """Samples that are training images themselves: the lower row is the upper one, however few are searched."""
+    train = (torch.rand(60, 784, generator=torch.Generator().manual_seed(0)) * 255).to(torch.uint8)
+    means = (train.flip(0) / 255).float()
+    assert script.neighbours(means, 255 - train, train, searched, tmp_path / "nearest.png") == 0
+    picture = np.asarray(Image.open(tmp_path / "nearest.png"))
+    expected = plots.grid(np.concatenate([means[:shown].numpy()] * 2), shown)
+    assert np.array_equal(picture, np.asarray(expected))

@@ -16,6 +16,11 @@ from vae import checkpoint
 POLL_SECONDS = 0.005  # short beside an epoch of the smallest data set
 
 
+def usable() -> list[int]:
+    """The cores that this process may run on."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
 @contextmanager
 def turn(threads: int) -> Iterator[None]:
     """Holds as many cores as there are threads, or all that there are, until the block ends.
@@ -25,7 +30,7 @@ def turn(threads: int) -> Iterator[None]:
     """
     folder = checkpoint.repository() / checkpoint.FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    others = [FileLock(folder / f"core-{number}.lock") for number in range(os.cpu_count() or 1)]
+    others = [FileLock(folder / f"core-{number}.lock") for number in usable()]
     left = max(0, len(others) - threads)
     with ExitStack() as held:
         with FileLock(folder / "turn.lock", poll_interval=POLL_SECONDS):
