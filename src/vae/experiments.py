@@ -29,7 +29,13 @@ def execute(command: list[str], folder: Path, **environment: str) -> str:
         InputError: it failed; the message ends with the last line that it wrote.
     """
     done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, env=os.environ | environment, stdin=subprocess.DEVNULL
+        command,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        errors="replace",  # git quotes lines of files, of whatever encoding
+        env=os.environ | environment,
+        stdin=subprocess.DEVNULL,
     )
     if done.returncode:
         last = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
