@@ -39,13 +39,13 @@ def unrecorded(root: Path, runs: list[tracking.Run], known: list[experiments.Exp
     for item in known:
         if item.run_id not in ids and item.name not in names:
             print(f"experiment {item.name} ({item.revision[:7]}): no run in this store{'; recording it' * mend}")
-            left += 1
             if mend:
                 try:
                     experiments.record_again(root, item)
-                    left -= 1
+                    continue
                 except InputError as error:
                     print(f"  not recorded: {error}")
+            left += 1
     return left
 
 

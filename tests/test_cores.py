@@ -40,6 +40,17 @@ def in_thread(function) -> threading.Thread:
     return thread
 
 
+def asking(threads: int) -> tuple[threading.Thread, threading.Event]:
+    """Another that takes a turn: the event is set once it has it."""
+    has_it = threading.Event()
+
+    def run() -> None:
+        with cores.turn(threads):
+            has_it.set()
+
+    return in_thread(run), has_it
+
+
 @pytest.mark.parametrize(("threads", "held"), [(1, 1), (3, 3), (4, 4), (16, 4)])
 def test_as_many_cores_as_threads(tmp_path, threads, held):
     """And all where there are not so many; none before, none after, none after an error."""
@@ -53,16 +64,10 @@ def test_as_many_cores_as_threads(tmp_path, threads, held):
 
 def test_those_that_fit_run_side_by_side(tmp_path):
     """Two trainings of two threads have four cores; a third waits until one of them ends."""
-    third = threading.Event()
-
-    def run() -> None:
-        with cores.turn(2):
-            third.set()
-
     with cores.turn(2):
         with cores.turn(2):
             assert taken(tmp_path) == 4
-            thread = in_thread(run)
+            thread, third = asking(2)
             assert not third.wait(0.2)
         assert third.wait(WAIT_SECONDS)
     thread.join(WAIT_SECONDS)
@@ -105,15 +110,9 @@ def test_a_killed_process_holds_nothing(tmp_path):
 def test_cores_that_are_not_ours_are_not_counted(tmp_path, monkeypatch):
     """Of two processes bound to the same two of four cores, with two threads each, one waits."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 3})
-    second = threading.Event()
-
-    def run() -> None:
-        with cores.turn(2):
-            second.set()
-
     with cores.turn(2):
         assert taken(tmp_path) == 2
-        thread = in_thread(run)
+        thread, second = asking(2)
         assert not second.wait(0.2)
     assert second.wait(WAIT_SECONDS)
     thread.join(WAIT_SECONDS)

@@ -554,10 +554,8 @@ def test_model_is_served_and_outlives_bad_requests(project):
 
 
 def test_the_champion_is_the_best_on_the_validation_split(project, monkeypatch):
-    monkeypatch.setenv(
-        "MLFLOW_TRACKING_URI", f"sqlite:///{project.folder / 'mlflow.db'}"
-    )  # for clients of mlflow's own
     client = project.client
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", client.tracking_uri)  # for clients of mlflow's own
     name = "vae-digits"
     versions = client.search_model_versions(f"name = '{name}'")
     best = min(versions, key=lambda version: float(version.tags["val_neg_elbo_nats"]))
