@@ -40,7 +40,7 @@ def closure(path: Path, observers: frozenset[str]) -> set[str]:
 
 def outputs(spec: dict) -> set[str]:
     """The paths that a stage writes."""
-    listed = [*spec["outs"], *spec.get("metrics", [])]
+    listed = [*spec.get("outs", []), *spec.get("metrics", [])]
     return {next(iter(item)) if isinstance(item, dict) else item for item in listed}
 
 
@@ -99,7 +99,7 @@ def test_the_classifier_does_not_depend_on_the_vae():
 def test_no_result_of_quality_is_in_the_cache_alone():
     """Else `dvc checkout` and `dvc exp apply` would fail in a clone where quality/dvc.yaml never ran."""
     for spec in QUALITY["stages"].values():
-        for item in [*spec["outs"], *spec["metrics"]]:
+        for item in [*spec.get("outs", []), *spec.get("metrics", [])]:
             assert next(iter(item.values())) == {"cache": False}
 
 

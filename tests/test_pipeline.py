@@ -131,6 +131,17 @@ class Project:
         assert hashlib.sha256(Path(model).read_bytes()).hexdigest() == run.data.tags["vae.model_sha256"]
         return run
 
+    def assert_quality(self, run_id):
+        """The run has the quality of the samples in metrics/quality.json, each figure once, and their picture."""
+        file = self.folder / "metrics/quality.json"
+        logged = {name: value for name, value in self.client.get_run(run_id).data.metrics.items() if "quality/" in name}
+        figures = {f"quality/{name}": value for name, value in json.loads(file.read_text()).items()}
+        assert logged == {name: value for name, value in figures.items() if isinstance(value, int | float)}
+        assert len(logged) > 10
+        assert all(len(self.client.get_metric_history(run_id, name)) == 1 for name in logged)
+        assert self.text(run_id, "metrics/quality.json") == file.read_text()
+        assert any("quality_nearest" in item.path for item in self.client.list_artifacts(run_id, "images"))
+
     def text(self, run_id, name):
         return Path(self.client.download_artifacts(run_id, name)).read_text()
 
@@ -572,13 +583,15 @@ def test_the_champion_is_the_best_on_the_validation_split(project, monkeypatch):
     assert int(client.get_model_version_by_alias(name, "champion").version) == len(versions) + 2
 
 
-def test_bad_input_is_one_line_that_names_the_thing(project):
-    def error(done):
-        assert done.returncode == 1
-        assert "Traceback" not in done.stderr
-        assert done.stderr.count("\n") == 1
-        return done.stderr
+def error(done):
+    """The one line of a script that failed."""
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
+    return done.stderr
 
+
+def test_bad_input_is_one_line_that_names_the_thing(project):
     unknown = project.script("reproduce", "params.yaml", "0" * 32, check=False)
     assert "no such run" in error(unknown)
     model = project.folder / "broken.safetensors"
@@ -597,7 +610,8 @@ def test_bad_input_is_one_line_that_names_the_thing(project):
 
 
 def test_the_quality_of_samples_is_measured_apart_from_the_pipeline(project):
-    """For `dvc repro` nothing changes; the classifier is fitted once, whatever becomes of the VAE."""
+    """For `dvc repro` nothing changes; the classifier is fitted once, whatever becomes of the VAE; and every run of a
+    model has the quality of its samples."""
     before = project.runs()
     printed = project.dvc("repro", "quality/dvc.yaml").stdout
     assert "Stage 'train' didn't change" in printed  # what it needs comes first
@@ -606,12 +620,27 @@ def test_the_quality_of_samples_is_measured_apart_from_the_pipeline(project):
     assert found["frechet_grey"] > found["frechet_grey_floor"] > 0
     assert sum(found["class_shares"]) == pytest.approx(1)
     assert (project.folder / "metrics/nearest.png").is_file()
-    assert "up to date" in project.dvc("repro").stdout
+    project.assert_quality(project.recorded())
+    for pipeline in ("dvc.yaml", "quality/dvc.yaml"):
+        assert "up to date" in project.dvc("repro", pipeline).stdout
 
     project.commit()
     project.dvc("exp", "run", "--pipeline", "quality/dvc.yaml", "--set-param", "train.seed=15")
     assert project.runs().keys() - before.keys() == {project.recorded()}
-    project.assert_whole(project.recorded())
+    trained = project.recorded()
+    project.assert_whole(trained)
     changed = json.loads((project.folder / "metrics/quality.json").read_text())
     assert changed["classifier_sha256"] == found["classifier_sha256"]
     assert changed["frechet_grey"] != found["frechet_grey"]
+
+    printed = project.dvc("exp", "run", "--pipeline", "quality/dvc.yaml", "--set-param", "evaluate.seed=7").stdout
+    assert "Stage 'quality/dvc.yaml:quality' didn't change" in printed
+    assert project.recorded() != trained
+    for run_id in (trained, project.recorded()):
+        project.assert_quality(run_id)
+
+    other = project.folder / "metrics/other.json"
+    other.write_text(json.dumps(changed | {"model_sha256": "of another model"}))
+    unknown = project.script("track_quality", "params.yaml", str(other), "metrics/nearest.png", check=False)
+    assert "other.json" in error(unknown)
+    other.unlink()

@@ -495,3 +495,29 @@ def _write(store: Store, state: State, config: Params, key: str) -> str:
             tags["dvc.experiments"] = tags["dvc.experiment"]
         store.set_tags(run_id, tags)  # last: the key marks a run that is whole
     return run_id
+
+
+def record_quality(quality: Path, picture: Path, config: Params, root: Path) -> list[str]:
+    """Adds the quality of a model's samples to every run of that model, and returns the ids of these runs.
+
+    Raises:
+        InputError: the store cannot be reached or written, or has no run of the model.
+    """
+    values, digest = json.loads(quality.read_text()), file_sha256(quality)
+    figures = {f"quality/{name}": value for name, value in values.items() if isinstance(value, int | float)}
+    store = Store(root, config.track.experiment)
+    with reported(store.uri), store_lock(root):
+        runs = store.find(vae__model_sha256=values["model_sha256"])
+        if not runs:
+            raise InputError(
+                f"MLflow store {store.uri}: no run of the model that {quality} is of; `dvc repro --force track` first"
+            )
+        for run in runs:
+            if run.data.tags.get("vae.quality_sha256") != digest:
+                run_id = run.info.run_id
+                store.log_metrics(run_id, [(FINAL_STEP, figures)])
+                store.client.log_artifact(run_id, str(quality), quality.parent.name)
+                shown = Image.open(picture)
+                store.client.log_image(run_id, shown, key=f"quality_{picture.stem}", step=FINAL_STEP, synchronous=True)
+                store.set_tags(run_id, {"vae.quality_sha256": digest})  # last: it marks what is whole
+    return [run.info.run_id for run in runs]
