@@ -20,6 +20,7 @@ def four_cores(tmp_path, monkeypatch):
     """A repository of its own, on a machine of four cores."""
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    monkeypatch.setattr(cores, "QUOTA", tmp_path / "no quota")
 
 
 def taken(root) -> int:
@@ -116,6 +117,17 @@ def test_cores_that_are_not_ours_are_not_counted(tmp_path, monkeypatch):
         assert not second.wait(0.2)
     assert second.wait(WAIT_SECONDS)
     thread.join(WAIT_SECONDS)
+
+
+@pytest.mark.parametrize(
+    ("quota", "count"), [("max 100000", 4), ("200000 100000", 2), ("150000 100000", 2), ("10000 100000", 1)]
+)
+def test_a_container_has_the_cores_of_its_quota(tmp_path, monkeypatch, quota, count):
+    """Whatever the machine has: what is beyond the quota stands still for the rest of each period."""
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    monkeypatch.setattr(cores, "QUOTA", tmp_path / "cpu.max")
+    with cores.turn(16):
+        assert taken(tmp_path) == count
 
 
 def test_experiments_in_copies_share_them(tmp_path, monkeypatch):

@@ -4,21 +4,26 @@ The threads of a training meet after each operation, hundreds of times in a step
 one that the others wait for is often not running, and both take many times longer than one after the other.
 """
 
+import math
 import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from vae import checkpoint
 
 POLL_SECONDS = 0.005  # short beside an epoch of the smallest data set
+QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of computing in how many, or `max`
 
 
 def usable() -> list[int]:
-    """The cores that this process may run on."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    """The cores that this process may run on, and no more of them than its container may use."""
+    found = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    quota, period = QUOTA.read_text().split() if QUOTA.is_file() else ("max", "1")
+    return found if quota == "max" else found[: math.ceil(int(quota) / int(period))]
 
 
 @contextmanager
