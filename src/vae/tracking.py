@@ -504,7 +504,7 @@ def record_quality(quality: Path, picture: Path, config: Params, root: Path) -> 
         InputError: the store cannot be reached or written, or has no run of the model.
     """
     values, digest = json.loads(quality.read_text()), file_sha256(quality)
-    figures = {f"quality/{name}": value for name, value in values.items() if isinstance(value, int | float)}
+    figures = {name: value for name, value in values.items() if isinstance(value, float)}
     store = Store(root, config.track.experiment)
     with reported(store.uri), store_lock(root):
         runs = store.find(vae__model_sha256=values["model_sha256"])
