@@ -129,8 +129,23 @@ def test_an_observer_that_does_not_read_costs_nothing_until_the_end(monkeypatch)
     with live.follow(process, Path("p"), Path("r"), "k", own=True) as run:
         for _ in range(20_000):  # far more than the pipe has room for
             run.log(RECORD, 1.0)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30  # of the observer's 60
     assert process.wait(10) != 0  # it was ended
+
+
+@pytest.mark.parametrize(("seconds", "ends"), [(1, True), (60, False)])
+def test_an_observer_that_lacks_a_core_gets_more_time(tmp_path, monkeypatch, seconds, ends):
+    """Not for ever. One that waits for a store would be ended at once."""
+    monkeypatch.setattr(live, "GRACE_SECONDS", 0.5)
+    process = observer(
+        f"import time\nwhile time.process_time() < {seconds}: pass\nopen({str(tmp_path / 'done')!r}, 'w').close()"
+    )
+    started = time.monotonic()
+    with live.follow(process, Path("p"), Path("r"), "k", own=True) as run:
+        run.trained()
+    assert (tmp_path / "done").exists() == ends
+    assert time.monotonic() - started < 30
+    process.wait(10)
 
 
 def test_a_training_that_another_process_is_at_opens_no_run(tmp_path):

@@ -3,11 +3,9 @@
 import base64
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
-import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +19,8 @@ if TYPE_CHECKING:  # not at run time: this module is there before torch is
     from vae.training import Record
 
 GRACE_SECONDS = 15  # that an ended training waits for its last records to be stored
+POLL_SECONDS = 0.1
+BUSY = 8  # times as long, while the observer has no core: on a busy machine its low priority leaves it few
 
 
 class Run:
@@ -62,15 +62,24 @@ class Run:
     def close(self, outcome: str) -> None:
         self._send({"outcome": outcome})
         assert self.observer.stdin
-        deadline = time.monotonic() + GRACE_SECONDS
-        while self.unsent and self.observer.poll() is None and time.monotonic() < deadline:
-            select.select([], [self.pipe], [], 0.1)
+        left: float = GRACE_SECONDS
+        while self.observer.poll() is None and left > 0:
             self._flush()
+            if not self.unsent:
+                self.observer.stdin.close()
+            with suppress(subprocess.TimeoutExpired):
+                self.observer.wait(POLL_SECONDS)
+            left -= POLL_SECONDS / BUSY if self._computes() else POLL_SECONDS
         self.observer.stdin.close()
-        try:
-            self.observer.wait(max(0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            self.observer.kill()  # the store does not answer; its run is left to the track stage
+        self.observer.kill()  # where it is still there the store does not answer; its run is left to the track stage
+
+    def _computes(self) -> bool:
+        """Whether the observer runs or would if it had a core, and does not wait for the store."""
+        import psutil  # here: most observers have ended before anyone asks
+
+        with suppress(psutil.Error):
+            return bool(psutil.Process(self.observer.pid).status() == psutil.STATUS_RUNNING)
+        return False
 
 
 def start() -> subprocess.Popen[bytes]:
