@@ -42,7 +42,8 @@ lint: setup  ## format, lint and types
 	mypy
 
 ui: setup  ## the MLflow UI on the project's store
-	@echo "MLflow UI: http://127.0.0.1:$${PORT:-5000}"
+	@case "$(MLFLOW_TRACKING_URI)" in http*) echo "the UI of this store is at $(MLFLOW_TRACKING_URI)"; exit 1 ;; esac
+	@echo "MLflow UI: http://127.0.0.1:$${PORT:-5000}  (choose Model training at the top left, then the experiment)"
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --backend-store-uri "$(MLFLOW_TRACKING_URI)" --host 127.0.0.1 --port $${PORT:-5000} --workers 1
 
 which: setup  ## NAME=...: which run is this experiment, or which experiment is this run
@@ -59,7 +60,7 @@ data/train-images-idx3-ubyte: | setup
 
 leaderboard: setup  ## RECIPE=...: put the present results into metrics/leaderboard.csv and the README
 	@python pipeline/leaderboard.py params.yaml metrics/evaluation.json metrics/quality.json metrics/mlflow.json \
-	  models/vae.safetensors metrics/leaderboard.csv README.md "$(RECIPE)"
+	  models/vae.safetensors metrics/leaderboard.csv README.md recipes "$(RECIPE)"
 
 bounds: setup  ## check the likelihood bound by annealed importance sampling, into metrics/annealing.json and the README
 	@python pipeline/annealing.py params.yaml data models/vae.safetensors metrics/annealing.json README.md

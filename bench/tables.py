@@ -19,7 +19,7 @@ def table(figures: dict[str, Any]) -> str:
             f"{figures['floor_fraction']:.2f}",
         ),
         (
-            "from start to its quality saved, s",
+            "from start to a saved model, s (grey neg-ELBO)",
             f"{figures['origin_process_seconds']:.1f} ({figures['origin_neg_elbo_grey_nats']:.1f} nats)",
             f"{figures['time_to_origin_quality_seconds']:.1f} ({figures['reached_neg_elbo_grey_nats']:.1f} nats)",
             "",
@@ -27,7 +27,7 @@ def table(figures: dict[str, Any]) -> str:
             "",
         ),
         (
-            "importance samples per second",
+            "its evaluation, importance samples per second",
             "",
             f"{figures['evaluation_samples_per_second']:,.0f}",
             "",
@@ -46,8 +46,9 @@ def table(figures: dict[str, Any]) -> str:
             "",
             f"A whole `dvc repro` from nothing took {figures['repro_seconds']:.1f} s, of which training proper "
             f"{figures['training_seconds']:.1f} s, evaluation proper {figures['evaluation_seconds']:.1f} s and all "
-            f"else {figures['fixed_cost_seconds']:.1f} s ({parts}; an import of torch is "
-            f"{figures['import_torch_seconds']:.1f} s of it, one of mlflow {figures['import_mlflow_seconds']:.1f} s). "
+            f"else {figures['fixed_cost_seconds']:.1f} s ({parts}); measured apart, "
+            f"a process that imports torch takes {figures['import_torch_seconds']:.1f} s, one that imports mlflow "
+            f"{figures['import_mlflow_seconds']:.1f} s. "
             f"Peak memory in MiB: {peaks}.",
             "",
             *(f"| {' | '.join(row)} |" for row in grown),

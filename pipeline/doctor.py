@@ -13,7 +13,8 @@ def main(params: Path, result: Path, mend: bool) -> None:
     root = Path().resolve()
     store = tracking.Store(root, load(params).track.experiment)
     runs, known = store.find(), experiments.experiments(root, result)
-    left = stuck(store, root, runs, mend) + unrecorded(root, runs, known, mend) + orphans(runs, known)
+    left = stuck(store, root, runs, mend) + unrecorded(root, runs, known, mend)
+    orphans(runs, known)
     print(f"{len(runs)} runs, {len(known)} experiments: {left or 'nothing'} to mend")
     sys.exit(1 if left else 0)
 
@@ -49,19 +50,16 @@ def unrecorded(root: Path, runs: list[tracking.Run], known: list[experiments.Exp
     return left
 
 
-def orphans(runs: list[tracking.Run], known: list[experiments.Experiment]) -> int:
-    """Runs of experiments that DVC no longer has. Nothing is lost: each can be brought back from its run."""
-    left = 0
+def orphans(runs: list[tracking.Run], known: list[experiments.Experiment]) -> None:
+    """Names the runs of experiments that DVC no longer has. There is nothing to mend: each can be run again."""
     names, recorded = {item.name for item in known}, {item.run_id for item in known}
     for run in runs:
         gone = tracking.experiment_names(run) - names
         if gone and run.info.run_id not in recorded and not tracking.experiment_names(run) & names:
             print(
                 f"{run.info.run_name} ({run.info.run_id}): DVC has no experiment {', '.join(sorted(gone))}; "
-                f"bring it back with `make reproduce RUN={run.info.run_id}`, or delete the run"
+                f"`make reproduce RUN={run.info.run_id}` runs it again"
             )
-            left += 1
-    return left
 
 
 if __name__ == "__main__":

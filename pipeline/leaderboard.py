@@ -1,20 +1,38 @@
 """Puts the present results into the leaderboard as a row of a recipe, and the leaderboard into the README."""
 
 import json
+import shlex
+from itertools import pairwise
 from pathlib import Path
+
+import yaml
 
 from vae import command, leaderboard, model, tracking
 from vae.errors import InputError
-from vae.params import load
+from vae.params import Params, leaves, load, parse
+
+MAKES = ("data", "model", "train")  # the sections of params.yaml that a model is made by
 
 
 def main(
-    params: Path, evaluation: Path, quality: Path, run: Path, weights: Path, board: Path, readme: Path, recipe: str
+    params: Path,
+    evaluation: Path,
+    quality: Path,
+    run: Path,
+    weights: Path,
+    board: Path,
+    readme: Path,
+    recipes: Path,
+    recipe: str,
 ) -> None:
     """Adds or replaces the row of a recipe and its seed."""
-    if not recipe:
-        raise InputError("no recipe is named; `make leaderboard RECIPE=ten-minutes`")
+    known = sorted(path.stem for path in recipes.glob("*.sh") if path.stem != "start")
+    if recipe not in known:
+        raise InputError(f"RECIPE={recipe}: no such recipe; `make leaderboard RECIPE=` one of {', '.join(known)}")
     config = load(params)
+    check(config, of_recipe(tracking.git("show", f"HEAD:{params}").decode(), recipes / f"{recipe}.sh"), params, recipe)
+    if not quality.is_file():
+        raise InputError(f"{quality}: no such file; `dvc repro quality/dvc.yaml` first")
     samples, run_id = json.loads(quality.read_text()), json.loads(run.read_text())["run_id"]
     store = tracking.Store(Path(), config.track.experiment)
     recorded = store.run_tags(run_id, "vae.model_sha256")["vae.model_sha256"]
@@ -32,6 +50,27 @@ def main(
     leaderboard.write(rows, board)
     readme.write_text(leaderboard.insert(readme.read_text(), leaderboard.table(rows)))
     print(leaderboard.table(rows))
+
+
+def of_recipe(committed: str, recipe: Path) -> Params:
+    """The params of a recipe: the committed ones, and what its `-S` change."""
+    tree = yaml.load(committed, yaml.BaseLoader)
+    for flag, word in pairwise(shlex.split(recipe.read_text(), comments=True)):
+        if flag == "-S":
+            key, _, value = word.partition("=")
+            section, _, name = key.partition(".")
+            tree[section][name] = yaml.load(value, yaml.BaseLoader)
+    return parse(yaml.safe_dump(tree))
+
+
+def check(config: Params, expected: Params, params: Path, recipe: str) -> None:
+    """Raises InputError where the present params make another model than the recipe does, but for its seed."""
+    ours, theirs = leaves(config), leaves(expected)
+    for name, value in theirs.items():
+        if name.partition(".")[0] in MAKES and name != "train.seed" and ours[name] != value:
+            raise InputError(
+                f"{params}: {name} is {ours[name]}, and {value} in the recipe; `bash recipes/{recipe}.sh` first"
+            )
 
 
 if __name__ == "__main__":

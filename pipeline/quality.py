@@ -6,6 +6,7 @@ from vae import command
 import hashlib
 import json
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -32,7 +33,8 @@ def main(params: Path, data_folder: Path, model_path: Path, network_path: Path, 
     result.parent.mkdir(parents=True, exist_ok=True)
     result.write_text(json.dumps(values, indent=2) + "\n")
     print(
-        f"Frechet distance {values['frechet_binary']:.2f} (training images {values['frechet_binary_floor']:.2f}), "
+        f"Frechet distance {values['frechet_binary']:.2f} ± {values['frechet_binary_stderr']:.2f} "
+        f"(training images {values['frechet_binary_train']:.2f}), "
         f"precision {values['precision_binary']:.2f}, recall {values['recall_binary']:.2f}"
     )
 
@@ -48,25 +50,26 @@ def measure(
             f"params.yaml: quality.samples: among {count} none has {config.neighbours} neighbours; raise it, "
             "or lower quality.neighbours"
         )
-    test, some = (images[torch.randperm(len(images), generator=generator)[:count]] for images in (test, train))
-    means = sample(vae, count, generator)  # (N, P)
-    probabilities = classifier.probabilities(network, means)  # (N, C)
-    shares = quality.class_shares(probabilities)  # (C,)
+    draws, probabilities, near = [], [], {}
+    for _ in range(config.draws):
+        data_test, data_train = (
+            images[torch.randperm(len(images), generator=generator)[:count]] for images in (test, train)
+        )
+        means = sample(vae, count, generator)  # (N, P)
+        draws.append(compare(network, means, data_train, data_test, config.neighbours, generator))
+        probabilities.append(classifier.probabilities(network, means))  # (N, C)
+        near = near or neighbours(vae, means[: config.searched], data_test[: config.searched], train, picture)
+    classes = torch.cat(probabilities)  # (draws * N, C)
+    shares = quality.class_shares(classes)  # (C,)
     return {
         "samples": count,
-        **compare(network, "grey", means, data.unit(some), data.unit(test), config.neighbours),
-        **compare(
-            network,
-            "binary",
-            torch.bernoulli(means, generator=generator),
-            data.binarize(some, generator),
-            data.binarize(test, generator),
-            config.neighbours,
-        ),
+        "draws": config.draws,
+        **over(draws),
         "class_shares": shares.tolist(),
         "class_entropy_nats": quality.entropy(shares),
-        "confidence": probabilities.max(dim=1).values.mean().item(),
-        "nearest_train_ratio": neighbours(means, test, train, config.searched, picture),
+        "confidence": confidence(classes),
+        "confidence_test": confidence(classifier.probabilities(network, data.unit(test))),
+        **near,
     }
 
 
@@ -77,27 +80,57 @@ def sample(vae: model.VAE, count: int, generator: torch.Generator) -> Tensor:
     return torch.cat([torch.sigmoid(vae.decode(part)) for part in z.split(classifier.CHUNK)])
 
 
+def confidence(probabilities: Tensor) -> float:
+    """The mean of the largest probability. (N, C)."""
+    return probabilities.max(dim=1).values.mean().item()
+
+
 def compare(
-    network: classifier.Network, kind: str, samples: Tensor, train: Tensor, test: Tensor, neighbours: int
+    network: classifier.Network, means: Tensor, train: Tensor, test: Tensor, neighbours: int, generator: torch.Generator
 ) -> dict[str, float]:
-    """Samples against test images, and as many training images in their place, all of one kind of pixels."""
-    ours, train, test = (classifier.features(network, x) for x in (samples, train, test))  # (N, F)
-    found, reached = quality.compare(ours, test, neighbours), quality.compare(train, test, neighbours)
-    bound = {"frechet": "floor", "precision": "ceiling", "recall": "ceiling"}
-    return {f"{name}_{kind}": value for name, value in found.items()} | {
-        f"{name}_{kind}_{bound[name]}": value for name, value in reached.items()
+    """Samples against test images, and as many training images in their place, by grey values and by drawn pixels."""
+    kinds = {
+        "grey": (means, data.unit(train), data.unit(test)),
+        "binary": (
+            torch.bernoulli(means, generator=generator),
+            data.binarize(train, generator),
+            data.binarize(test, generator),
+        ),
+    }
+    values = {}
+    for kind, images in kinds.items():
+        ours, fitted, unseen = (classifier.features(network, x) for x in images)  # (N, F)
+        for name, value in quality.compare(ours, unseen, neighbours).items():
+            values[f"{name}_{kind}"] = value
+        for name, value in quality.compare(fitted, unseen, neighbours).items():
+            values[f"{name}_{kind}_train"] = value
+    return values
+
+
+def over(draws: list[dict[str, float]]) -> dict[str, float]:
+    """Means over draws, and the standard errors of those of the samples."""
+    columns = {name: [draw[name] for draw in draws] for name in draws[0]}
+    errors = {name: stdev(column) / len(column) ** 0.5 for name, column in columns.items() if "train" not in name}
+    return {name: mean(column) for name, column in columns.items()} | {
+        f"{name}_stderr": error for name, error in errors.items()
     }
 
 
-def neighbours(means: Tensor, test: Tensor, train: Tensor, searched: int, picture: Path) -> float:
-    """Draws samples over their nearest training images; returns how near they are, against test images, as medians."""
-    images = data.unit(train)  # (N, P)
-    index, distance = quality.nearest(means[:searched], images)
-    _, expected = quality.nearest(data.unit(test[:searched]), images)
+@torch.no_grad()
+def neighbours(vae: model.VAE, means: Tensor, test: Tensor, train: Tensor, picture: Path) -> dict[str, float]:
+    """How near samples are to training images, against test images, as medians; and how near reconstructions of test
+    images are, which no training image is copied into. Draws the first samples over their nearest training images."""
+    images, unseen = data.unit(train), data.unit(test)  # (N, P), (M, P)
+    index, distance = quality.nearest(means, images)
     shown = min(EXAMPLES, len(index))
     pairs = torch.cat([means[:shown], images[index[:shown]]])
     plots.save_grid(picture, pairs.numpy(), shown)
-    return (distance.median() / expected.median()).item()
+    expected = quality.nearest(unseen, images)[1].median()
+    rebuilt = quality.nearest(torch.sigmoid(vae.decode(vae.encode(unseen)[0])), images)[1].median()
+    return {
+        "nearest_train_ratio": (distance.median() / expected).item(),
+        "nearest_train_ratio_reconstructions": (rebuilt / expected).item(),
+    }
 
 
 if __name__ == "__main__":

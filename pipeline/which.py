@@ -9,6 +9,8 @@ from vae.params import load
 
 def main(params: Path, result: Path, name: str) -> None:
     """Prints the other side of an experiment's name, a run's name or a run's id."""
+    if not (name := name.strip()):
+        raise InputError("nothing is named; `make which NAME=<experiment or run>`")
     store = tracking.Store(Path(), load(params).track.experiment)
     known = experiments.experiments(Path(), result)
     recorded = {item.run_id for item in known if item.name == name}

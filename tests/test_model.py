@@ -3,6 +3,7 @@
 import json
 import pickle
 import struct
+from typing import get_args
 
 import pytest
 import torch
@@ -10,12 +11,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from vae import model
+from vae import model, params
 from vae.data import PIXELS
 from vae.errors import InputError
 
 PRIORS = ["standard-normal", "mixture", "flow"]
 ARCHITECTURES = ["mlp", "conv"]
+
+
+def test_what_the_schema_allows_is_what_can_be_built():
+    """A name in one of the two places alone would be refused, or end a training with a KeyError."""
+    fields = params.Model.model_fields
+    assert set(get_args(fields["prior"].annotation)) == set(model.PRIORS) == set(PRIORS)
+    for networks in (model.ENCODERS, model.DECODERS):
+        assert set(get_args(fields["architecture"].annotation)) == set(networks) == set(ARCHITECTURES)
 
 
 def refused(path) -> str:

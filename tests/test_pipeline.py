@@ -34,7 +34,7 @@ TINY = {
     "evaluate": {"importance_samples": 4, "grey_samples": 2},
     "generate": {"rows": 3, "columns": 3, "interpolations": 2},
     "classifier": {"channels": [4, 8], "features": 8, "epochs": 4, "batch_size": 32, "warmup_steps": 5, "threads": 1},
-    "quality": {"samples": 100, "searched": 20},
+    "quality": {"samples": 100, "draws": 2, "searched": 20},
 }
 BITWISE = ("models/vae.safetensors", "metrics/train.csv", "metrics/evaluation.json", "samples/grid.png")
 WAIT_SECONDS = 120
@@ -501,7 +501,7 @@ def test_links_and_doctor(project):
 
     project.dvc("exp", "remove", "dirty")
     orphan = project.script("doctor", *result, check=False)
-    assert orphan.returncode == 1
+    assert orphan.returncode == 0  # nothing is lost
     assert f"make reproduce RUN={again.info.run_id}" in orphan.stdout
 
 
@@ -616,7 +616,8 @@ def test_the_quality_of_samples_is_measured_apart_from_the_pipeline(project):
     assert "Stage 'train' didn't change" in printed  # what it needs comes first
     assert "Running stage 'quality/dvc.yaml:classifier'" in printed
     found = json.loads((project.folder / "metrics/quality.json").read_text())
-    assert found["frechet_grey"] > found["frechet_grey_floor"] > 0
+    assert found["frechet_grey"] > found["frechet_grey_train"] > 0
+    assert found["frechet_grey_stderr"] > 0
     assert sum(found["class_shares"]) == pytest.approx(1)
     assert (project.folder / "metrics/nearest.png").is_file()
     project.assert_quality(project.recorded())

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from pipeline import quality as script
-from vae import plots, quality
+from vae import classifier, plots, quality
 from vae.errors import InputError
 
 
@@ -150,11 +150,36 @@ def test_samples_without_neighbours_are_an_error(small, vae, tmp_path, samples, 
 
 
 @pytest.mark.parametrize(("searched", "shown"), [(5, 5), (40, script.EXAMPLES)])
-def test_the_picture_has_each_sample_over_its_nearest(tmp_path, searched, shown):
+def test_the_picture_has_each_sample_over_its_nearest(vae, tmp_path, searched, shown):
     """Samples that are training images themselves: the lower row is the upper one, however few are searched."""
     train = (torch.rand(60, 784, generator=torch.Generator().manual_seed(0)) * 255).to(torch.uint8)
-    means = (train.flip(0) / 255).float()
-    assert script.neighbours(means, 255 - train, train, searched, tmp_path / "nearest.png") == 0
+    means = (train.flip(0) / 255).float()[:searched]
+    found = script.neighbours(vae(), means, 255 - train, train, tmp_path / "nearest.png")
+    assert found["nearest_train_ratio"] == 0
+    assert found["nearest_train_ratio_reconstructions"] > 0
     picture = np.asarray(Image.open(tmp_path / "nearest.png"))
     expected = plots.grid(np.concatenate([means[:shown].numpy()] * 2), shown)
     assert np.array_equal(picture, np.asarray(expected))
+
+
+def test_figures_are_means_over_draws_with_their_errors():
+    """The error of a mean is the deviation of the draws over the root of their number."""
+    draws = [{"frechet_grey": value, "frechet_grey_train": 1 + value} for value in (1.0, 2.0, 6.0)]
+    found = script.over(draws)
+    assert found == {"frechet_grey": 3, "frechet_grey_train": 4, "frechet_grey_stderr": pytest.approx((7 / 3) ** 0.5)}
+
+
+def test_draws_differ_and_are_the_seeds(small, vae, tmp_path):
+    """Another seed draws other samples; the same one gives the same figures and picture."""
+    config, grey = small(quality={"samples": 30, "draws": 2, "searched": 10}), points(40, 784).abs().mul(80).byte()
+    network = classifier.Network(config.classifier)
+
+    def measured(seed: int) -> dict:
+        settings = config.quality.model_copy(update={"seed": seed})
+        return script.measure(network, vae(), grey, grey, settings, tmp_path / "nearest.png")
+
+    one = measured(0)
+    assert one["frechet_binary_stderr"] > 0
+    assert one["class_entropy_nats"] <= math.log(10)
+    assert measured(0) == one
+    assert measured(1)["frechet_binary"] != one["frechet_binary"]

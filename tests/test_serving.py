@@ -51,9 +51,12 @@ def test_encode_decode_and_reconstruct_agree(served):
         ({"task": "generate", "n": 1, "seed": -1}, "seed"),
         ({"task": "encode", "images": []}, "rows"),
         ({"task": "encode", "images": [[0.0] * 783]}, "784"),
-        ({"task": "encode", "images": [[math.nan] * 784]}, "finite"),
+        ({"task": "encode", "images": [[math.nan] * 784]}, "[0, 1]"),
         ({"task": "reconstruct", "images": [[1.5] * 784]}, "[0, 1]"),
+        ({"task": "reconstruct", "images": [[0, 255] * 392]}, "from 0.0 to 255.0; divide bytes by 255"),
         ({"task": "decode", "latents": [[math.inf]]}, "finite"),
+        ({"task": "decode", "latents": [[math.nan]]}, "finite"),
+        ({"task": "decode", "latents": [[-1e300]]}, "finite"),  # not in float32
         ({"task": "decode", "latents": [[0.0]], "temperature": 1}, "temperature"),
     ],
 )
@@ -61,6 +64,14 @@ def test_bad_requests_are_refused_with_a_reason(request_, word):
     with pytest.raises(ValueError) as caught:
         serving.check(Request(**request_))
     assert word in str(caught.value)
+
+
+def test_all_tasks_of_a_request_count(served):
+    """Else twenty of a thousand digits each would be answered at once."""
+    half = {"task": "generate", "n": serving.MOST // 2, "seed": 0}
+    with pytest.raises(Exception, match=rf"at most {serving.MOST} digits .* got {serving.MOST + 1}") as caught:
+        served.predict([Request(**half), Request(**half), Request(task="encode", images=[[0.0] * 784])])
+    assert caught.value.error_code == "INVALID_PARAMETER_VALUE"
 
 
 def test_latents_of_the_wrong_size_are_refused(served):

@@ -200,5 +200,5 @@ def table(values: dict[str, Any]) -> str:
         lines.append(f"| {row['importance_samples']} | {nll} | {excess} | {effective} |")
     annealed = f"{values['nll_ais_nats']:.2f} ± {values['nll_ais_nats_stderr']:.2f}"
     gap = f"{values['simulated_gap_nats']:.2f} ± {values['simulated_gap_nats_stderr']:.2f}"
-    sentence = f"On {values['images']} images of its own the annealed bounds from above and from below differ by {gap}."
+    sentence = f"On {values['images']} images that the model made the annealed bounds from both sides differ by {gap}."
     return "\n".join([*lines, f"| annealed | {annealed} | | |", "", sentence])

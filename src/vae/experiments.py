@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from vae.errors import InputError
 
 
@@ -70,11 +72,24 @@ def experiments(root: Path, result: Path) -> list[Experiment]:
 
 @contextmanager
 def worktree(root: Path, name: str, commit: str, keep: bool) -> Iterator[Path]:
-    """A separate work tree of `commit`, sharing the DVC cache; the user's own tree is not touched."""
+    """A separate work tree of `commit`, sharing the DVC cache; the user's own tree is not touched.
+
+    Raises:
+        InputError: another process is at the work tree of this name, or the commit is not in the repository.
+    """
     folder = root / ".dvc" / "tmp" / "worktrees" / name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        held = FileLock(f"{folder}.lock", blocking=False).acquire()
+    except Timeout as error:
+        raise InputError(f"{folder}: another process is at work there; wait for it, or end it") from error
+    with held:
+        yield from _worktree(root, folder, commit, keep)
+
+
+def _worktree(root: Path, folder: Path, commit: str, keep: bool) -> Iterator[Path]:
     if folder.exists():
         _remove(root, folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         execute(["git", "cat-file", "-e", f"{commit}^{{commit}}"], root)
     except InputError as error:

@@ -1,6 +1,7 @@
 """The results table: rows of metrics/leaderboard.csv, and how the README shows them."""
 
 import csv
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean, stdev
@@ -17,8 +18,12 @@ MEASURED = (
     "neg_elbo_grey_nats",
     "active_units",
     "frechet_binary",
+    "frechet_binary_stderr",
     "precision_binary",
     "recall_binary",
+    "frechet_binary_train",
+    "precision_binary_train",
+    "recall_binary_train",
 )
 KEY = ("recipe", "importance_samples", "seed")  # one row each
 COLUMNS = (*KEY, "parameters", "train_minutes", *MEASURED)
@@ -55,7 +60,8 @@ def put(rows: list[Row], new: Row) -> list[Row]:
 
 
 def table(rows: list[Row]) -> str:
-    """A line for each recipe and number of importance samples, means over its seeds; the best bound first."""
+    """A line for each recipe and number of importance samples, means over its seeds, the best bound first; then one for
+    training images in the place of samples."""
     lines = [
         "| recipe | parameters | train, minutes | NLL bound | K | seeds | neg-ELBO | test minus training "
         "| rate + distortion | grey neg-ELBO | active latents | Fréchet | precision, recall |",
@@ -71,6 +77,7 @@ def table(rows: list[Row]) -> str:
     for group in sorted(groups.values(), key=lambda group: over_seeds(group, "nll_iw_nats")):
         value = {name: over_seeds(group, name) for name in ("train_minutes", *MEASURED)}
         bounds = [float(row["nll_iw_nats"]) for row in group]
+        drawn = math.hypot(*(float(row["frechet_binary_stderr"]) for row in group)) / len(group)  # apart for each seed
         cells = [
             f"`{group[0]['recipe']}`",
             f"{int(group[0]['parameters']):,}",
@@ -83,10 +90,13 @@ def table(rows: list[Row]) -> str:
             f"{value['rate_nats']:.1f} + {value['distortion_nats']:.1f}",
             f"{value['neg_elbo_grey_nats']:.2f}",
             f"{value['active_units']:.0f}",
-            f"{value['frechet_binary']:.1f}",
+            f"{value['frechet_binary']:.1f} ± {drawn:.1f}",
             f"{value['precision_binary']:.2f}, {value['recall_binary']:.2f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    reached = {name: over_seeds(rows, f"{name}_binary_train") for name in ("frechet", "precision", "recall")}
+    cells = [""] * 10 + [f"{reached['frechet']:.1f}", f"{reached['precision']:.2f}, {reached['recall']:.2f}"]
+    lines.append(f"| training images | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

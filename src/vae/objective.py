@@ -77,7 +77,8 @@ def importance_weighted_loss(
     """A loss whose gradient is that of -log (1/K) sum_k w_k, doubly reparameterized (Tucker et al. 2019, eq. 8).
 
     With v_k = w_k / sum_j w_j the decoder and the prior get sum_k v_k d log w_k, and the encoder, through z alone,
-    sum_k v_k^2 d log w_k: its noise does not grow with K. Here log w = -(beta * rate + distortion).
+    sum_k v_k^2 d log w_k: its noise does not grow with K. Here log w = -(beta * rate + distortion); the encoder's share
+    is v_k^2 for any beta, which is its gradient where beta is 1 and, while beta rises, a shorter step.
     Returns the loss, and the mean rate and distortion of the same samples, which are the ELBO's.
 
     Shapes: x (B, P) -> (B,), (B,), (B,).

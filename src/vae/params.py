@@ -112,6 +112,7 @@ class Classifier(Section):
 class Quality(Section):
     seed: Seed
     samples: Annotated[int, Field(ge=2, le=10**6)]
+    draws: Annotated[int, Field(ge=2, le=1000)]
     neighbours: Annotated[int, Field(ge=1, le=100)]
     searched: Count
 

@@ -72,11 +72,19 @@ def principal_components(points: NDArray) -> tuple[NDArray, NDArray]:
 
 
 def save_latent_space(path: Path, mu: NDArray, labels: NDArray) -> None:
-    """The aggregate posterior's means on their two principal components, coloured by digit. (N, D), (N,)."""
+    """The aggregate posterior's means on their two principal components, coloured by class, with the number of each
+    class at its median. (N, D), (N,)."""
+    from matplotlib.patheffects import withStroke
+
     points, share = principal_components(mu)
     figure, axes = _axes(6.4, 5.2)
-    scatter = axes.scatter(points[:, 0], points[:, 1], c=labels, cmap="tab10", vmin=-0.5, vmax=9.5, s=3, linewidths=0)
+    colours = {"cmap": "tab10", "vmin": -0.5, "vmax": 9.5}
+    scatter = axes.scatter(points[:, 0], points[:, 1], c=labels, s=3, linewidths=0, **colours)
     figure.colorbar(scatter, ticks=range(10), label="class")
+    for label in np.unique(labels):
+        x, y = np.median(points[labels == label], axis=0)
+        outline = withStroke(linewidth=3, foreground="white")
+        axes.text(x, y, str(label), fontsize=13, weight="bold", ha="center", va="center", path_effects=[outline])
     axes.set_title("Posterior means of the test images")
     axes.set_xlabel(f"first principal component ({share[0]:.0%} of the variance)")
     axes.set_ylabel(f"second principal component ({share[1]:.0%})")
@@ -84,10 +92,10 @@ def save_latent_space(path: Path, mu: NDArray, labels: NDArray) -> None:
 
 
 def save_latent_kl(path: Path, kl: NDArray) -> None:
-    """The nats that each latent carries, largest first. (D,)."""
+    """The nats that each latent carries by itself, largest first. (D,)."""
     figure, axes = _axes(6.4, 3.6)
     axes.bar(range(1, len(kl) + 1), np.sort(kl)[::-1], width=0.8)
     axes.set_title("Information in each latent dimension")
     axes.set_xlabel("latent dimension, by rank")
-    axes.set_ylabel("KL to the aggregate [nats]")
+    axes.set_ylabel("KL to a Gaussian of equal moments, nats")
     _save_figure(figure, path)

@@ -42,6 +42,7 @@ def rerun(folder: Path) -> None:
         raise failure
     store = f"sqlite:///{folder / 'mlflow.db'}"  # its own: the run that is reproduced has a record already
     for stage in STAGES:
+        print(f"  running {stage}", flush=True)
         command = ["dvc", "repro", "--single-item", "--force", "--no-commit", stage]
         experiments.execute(command, folder, MLFLOW_TRACKING_URI=store, DVC_ROOT=str(folder))
 

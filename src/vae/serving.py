@@ -3,7 +3,6 @@
 MLflow loads this file as code and the weights as safetensors; no pickle is executed.
 """
 
-import math
 from pathlib import Path
 
 from mlflow.exceptions import MlflowException
@@ -15,6 +14,7 @@ from vae.errors import InputError
 
 PIXELS = 784  # as data.PIXELS, which comes with torch
 MOST = 1000  # digits in one request
+LARGEST = 1e6  # of a latent: far beyond any prior, and far below what float32 ends at
 Result = dict[str, list[list[float]]]  # arrays by name
 NEEDS = {"generate": {"n", "seed"}, "reconstruct": {"images"}, "encode": {"images"}, "decode": {"latents"}}
 
@@ -36,7 +36,7 @@ class Request(BaseModel):
 
 
 def check(request: Request) -> None:
-    """Refuses a request that cannot be answered, in one line: MLflow's own refusals repeat the whole of the data.
+    """Refuses a task that cannot be answered, in one line, which MLflow puts behind the data.
 
     Raises:
         InputError: what is wrong with it.
@@ -54,10 +54,19 @@ def check(request: Request) -> None:
     if rows is not None and not 1 <= len(rows) <= MOST:
         raise InputError(f"from 1 to {MOST} rows in one request, got {len(rows)}")
     for image in request.images or []:
-        if len(image) != PIXELS or not all(0 <= grey <= 1 for grey in image):  # NaN fails too
-            raise InputError(f"images: {PIXELS} finite values in [0, 1] each")
-    if not all(math.isfinite(value) for latent in request.latents or [] for value in latent):
-        raise InputError("latents: every value must be finite")
+        if len(image) != PIXELS:
+            raise InputError(f"images: {PIXELS} values in [0, 1] each, got {len(image)}")
+        if not all(0 <= grey <= 1 for grey in image):  # NaN fails too
+            raise InputError(
+                f"images: values in [0, 1] each, got from {min(image)} to {max(image)}; divide bytes by 255"
+            )
+    if not all(abs(value) <= LARGEST for latent in request.latents or [] for value in latent):
+        raise InputError(f"latents: every value must be finite, and at most {LARGEST:,.0f} in size")
+
+
+def size(request: Request) -> int:
+    """The digits that a task asks for, or has."""
+    return request.n or len(request.images or request.latents or [])
 
 
 class Digits(PythonModel):
@@ -74,6 +83,8 @@ class Digits(PythonModel):
         try:
             for request in model_input:
                 check(request)
+            if (digits := sum(map(size, model_input))) > MOST:
+                raise InputError(f"at most {MOST} digits in one request, got {digits} in all of its tasks")
             return [self._answer(request) for request in model_input]
         except InputError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
