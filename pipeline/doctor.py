@@ -24,7 +24,12 @@ def stuck(store: tracking.Store, root: Path, runs: list[tracking.Run], mend: boo
     `track` completes it all the same."""
     left = 0
     for run in runs:
-        if run.info.status == "RUNNING" and not checkpoint.is_held(root, run.data.tags.get("vae.training", "")):
+        ours = run.data.tags.get("vae.place", here := tracking.place(root)) == here  # others may share the store
+        if (
+            ours
+            and run.info.status == "RUNNING"
+            and not checkpoint.is_held(root, run.data.tags.get("vae.training", ""))
+        ):
             if mend:
                 store.client.set_terminated(run.info.run_id, "KILLED")
             left += not mend

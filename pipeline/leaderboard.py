@@ -29,12 +29,10 @@ def main(
     known = sorted(path.stem for path in recipes.glob("*.sh") if path.stem != "start")
     if recipe not in known:
         raise InputError(f"RECIPE={recipe}: no such recipe; `make leaderboard RECIPE=` one of {', '.join(known)}")
-    config = load(params)
-    check(config, of_recipe(tracking.git("show", f"HEAD:{params}").decode(), recipes / f"{recipe}.sh"), params, recipe)
     if not quality.is_file():
         raise InputError(f"{quality}: no such file; `dvc repro quality/dvc.yaml` first")
     samples, run_id = json.loads(quality.read_text()), json.loads(run.read_text())["run_id"]
-    store = tracking.Store(Path(), config.track.experiment)
+    store = tracking.Store(Path(), load(params).track.experiment)
     recorded = store.run_tags(run_id, "vae.model_sha256")["vae.model_sha256"]
     model_sha256 = tracking.file_sha256(weights)
     for path, measured in ((quality, samples["model_sha256"]), (run, recorded)):
@@ -42,6 +40,11 @@ def main(
             raise InputError(
                 f"{path}: of another model than {weights}; `dvc repro && dvc repro quality/dvc.yaml` first"
             )
+    text, hashes = store.recorded(run_id, "params.yaml", "hashes.json")
+    if json.loads(hashes)[str(evaluation)] != tracking.file_sha256(evaluation):
+        raise InputError(f"{evaluation}: not what run {run_id} has; `dvc repro` first")
+    config = parse(text)
+    check(config, of_recipe(tracking.git("show", f"HEAD:{params}").decode(), recipes / f"{recipe}.sh"), run_id, recipe)
     seconds = store.training_seconds(run_id)
     parameters = sum(parameter.numel() for parameter in model.load(weights).parameters())
     bounds = json.loads(evaluation.read_text())
@@ -63,13 +66,13 @@ def of_recipe(committed: str, recipe: Path) -> Params:
     return parse(yaml.safe_dump(tree))
 
 
-def check(config: Params, expected: Params, params: Path, recipe: str) -> None:
-    """Raises InputError where the present params make another model than the recipe does, but for its seed."""
+def check(config: Params, expected: Params, run_id: str, recipe: str) -> None:
+    """Raises InputError where a run's params make another model than the recipe does, but for its seed."""
     ours, theirs = leaves(config), leaves(expected)
     for name, value in theirs.items():
         if name.partition(".")[0] in MAKES and name != "train.seed" and ours[name] != value:
             raise InputError(
-                f"{params}: {name} is {ours[name]}, and {value} in the recipe; `bash recipes/{recipe}.sh` first"
+                f"run {run_id}: {name} is {ours[name]}, and {value} in the recipe; `bash recipes/{recipe}.sh` first"
             )
 
 

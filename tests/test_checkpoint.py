@@ -52,8 +52,8 @@ def test_finished_training_leaves_no_checkpoint(tmp_path):
     assert [path for path in tmp_path.rglob("*") if path.suffix in {".pt", ".partial"}] == []
 
 
-def test_a_write_that_fails_keeps_the_checkpoint_before(tmp_path, monkeypatch):
-    """A full disk in the middle of an epoch's checkpoint leaves the last whole one."""
+def test_a_write_that_fails_keeps_the_checkpoint_before(tmp_path, monkeypatch, capsys):
+    """A full disk in the middle of an epoch's checkpoint leaves the last whole one, and the training goes on."""
     write = torch.save
 
     def full(state: object, path: object) -> None:
@@ -64,8 +64,9 @@ def test_a_write_that_fails_keeps_the_checkpoint_before(tmp_path, monkeypatch):
     with checkpoint.checkpoint(tmp_path, KEY) as saved:
         saved.save(STATE)
         monkeypatch.setattr(torch, "save", full)
-        with pytest.raises(OSError, match="No space left"):
-            saved.save({"fit": {}, "records": []})
+        saved.save({"fit": {}, "records": []})
+        assert "no checkpoint" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.partial"))
     with checkpoint.checkpoint(tmp_path, KEY) as saved:
         assert equal(saved.load(), STATE)
 

@@ -19,7 +19,8 @@ def heed_interrupts() -> None:
 @pytest.fixture
 def script(tmp_path):
     """Starts a script whose `main` has a given body; its arguments are the paths `source` and `result`."""
-    environment = os.environ | {"PYTHONPATH": str(Path(command.__file__).parents[1])}
+    buffered = {"PYTHONUNBUFFERED": ""}  # as in a user's shell, where what is not flushed would be lost
+    environment = os.environ | buffered | {"PYTHONPATH": str(Path(command.__file__).parents[1])}
 
     def start(body: str, *arguments: str) -> subprocess.Popen:
         lines = [

@@ -96,6 +96,7 @@ def results(root, vae, tmp_path, monkeypatch):
     store = SimpleNamespace(
         training_seconds=lambda run: 90.0,
         run_tags=lambda run, *_: {"vae.model_sha256": quality["model_sha256"] if run == "r" else "0"},
+        recorded=lambda *_: [paths[0].read_text(), json.dumps({str(paths[1]): tracking.file_sha256(paths[1])})],
     )
     monkeypatch.setattr(tracking, "Store", lambda *_: store)
     recipe = tmp_path / "recipes/mine.sh"
@@ -143,6 +144,17 @@ def test_a_row_is_what_its_recipe_makes(results):
     recipe.write_text("dvc exp run -S evaluate.importance_samples=7 -S train.seed=3\n")
     script.main(*results)
     assert results[-4].exists()
+
+
+def test_bounds_of_another_state_are_refused(results):
+    results[1].write_text(json.dumps(EVALUATION | {"nll_iw_nats": 80.0}))
+    stale = tracking.Store().recorded()[1]
+    with pytest.MonkeyPatch.context() as patch:
+        store = tracking.Store()
+        patch.setattr(store, "recorded", lambda *_: [results[0].read_text(), stale.replace('": "', '": "0')])
+        with pytest.raises(InputError, match=r"evaluation\.json: not what run r has; `dvc repro`"):
+            script.main(*results)
+    assert not results[-4].exists()
 
 
 def test_samples_that_were_not_measured_are_asked_for(results):

@@ -79,7 +79,11 @@ def test_what_was_sent_is_done_in_order_and_half_a_line_is_left(tmp_path, cut, e
         run.trained()
     sent = (tmp_path / "got").read_bytes()
     done = subprocess.run(
-        [sys.executable, "-c", OBSERVE], input=sent[: len(sent) - cut], capture_output=True, check=True
+        [sys.executable, "-c", OBSERVE],
+        input=sent[: len(sent) - cut],
+        capture_output=True,
+        check=True,
+        start_new_session=True,
     )
     shown = ["show 1 [0, 7, 255]"] if cut < 30 else []
     assert done.stdout.decode().splitlines() == ["open p r k", "log 1 1.5", *shown, f"end {end}"]
@@ -97,11 +101,51 @@ def test_a_store_that_fails_for_a_while_is_followed_on(tmp_path):
     failing = OBSERVE.replace('print("show", epoch, list(digits))', 'raise ConnectionError("the store is away")')
     assert failing != OBSERVE
     done = subprocess.run(
-        [sys.executable, "-c", failing], input=(tmp_path / "got").read_bytes(), capture_output=True, check=True
+        [sys.executable, "-c", failing],
+        input=(tmp_path / "got").read_bytes(),
+        capture_output=True,
+        check=True,
+        start_new_session=True,
     )
     assert done.stdout.decode().splitlines() == ["open p r k", "log 1 1.5", "log 1 2.5", "end TRAINED"]
     assert done.stderr.decode().count("\n") == 1
     assert "the store is away" in done.stderr.decode()
+
+
+def test_a_store_that_comes_late_is_followed_from_then_on(tmp_path):
+    """It was away when the run should have been opened, which is said once and tried again."""
+    process = recorder(tmp_path)
+    with live.follow(process, Path("p"), Path("r"), "k", own=True) as run:
+        for seconds in (1.5, 2.5, 3.5):
+            run.log(RECORD, seconds)
+        run.trained()
+    late = OBSERVE.replace(
+        'print("open", *arguments)',
+        'LiveRun.tries = getattr(LiveRun, "tries", 0) + 1; assert LiveRun.tries > 2, "away"; print("open", *arguments)',
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", late],
+        input=(tmp_path / "got").read_bytes(),
+        capture_output=True,
+        check=True,
+        start_new_session=True,
+    )
+    assert done.stdout.decode().splitlines() == ["open p r k", "log 1 2.5", "log 1 3.5", "end TRAINED"]
+    assert done.stderr.decode().count("away") == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="this kernel does not weigh sessions")
+@pytest.mark.parametrize("own", [True, False])
+def test_an_observer_is_nice_for_itself_alone(own):
+    """The niceness of a session is that of all in it: of the caller's shell, where the observer has none of its own."""
+    code = f"{OBSERVE}\nimport pathlib; print(pathlib.Path('/proc/self/autogroup').read_text())"
+    outer = (
+        f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}], stdin=-3, start_new_session={own})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", outer], capture_output=True, check=True, start_new_session=True, text=True
+    )
+    assert done.stdout.split()[-1] == ("19" if own else "0")
 
 
 @pytest.mark.parametrize(

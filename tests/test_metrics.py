@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch.distributions import Normal, kl_divergence
 
-from vae import data, metrics, objective
+from pipeline import evaluate as script
+from vae import data, metrics, model, objective
+from vae.errors import InputError
 
 MEANS = [
     "neg_elbo_nats",
@@ -323,6 +325,32 @@ def test_every_model_is_scored_on_the_same_bits(vae, grey):
         hashes.add(metrics.evaluate(model, grey, grey, samples, samples, 4)["binarization_sha256"])
     x = data.binarize(grey, generator(4))
     assert hashes == {hashlib.sha256(x.bool().numpy().tobytes()).hexdigest()}
+
+
+def test_samples_of_each_score(vae, grey, monkeypatch):
+    """Only the images that the model was fitted to have one sample each."""
+    taken, over_images = [], metrics.over_images
+
+    def watched(model, images, samples, *rest):
+        taken.append((len(images), samples))
+        return over_images(model, images, samples, *rest)
+
+    monkeypatch.setattr(metrics, "over_images", watched)
+    metrics.evaluate(vae(), grey, grey[:30], 7, 3, 0)
+    assert taken == [(40, 7), (40, 3), (30, 1)]
+
+
+def test_the_script_scores_in_the_precision_of_its_own_section(small, vae, digits_folder, tmp_path, monkeypatch):
+    def stop(_place, precision):
+        raise InputError(precision)
+
+    sections = {"train": {"precision": "bf16"}, "evaluate": {"precision": "fp32"}}
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))  # the cores are locked there
+    monkeypatch.setattr(script, "load", lambda _: small(**sections))
+    monkeypatch.setattr(script.device, "autocast", stop)
+    model.save(vae(), tmp_path / "vae.safetensors")
+    with pytest.raises(InputError, match="fp32"):
+        script.main(tmp_path, digits_folder, tmp_path / "vae.safetensors", tmp_path, tmp_path)
 
 
 def test_score_against_grey_values(vae, grey, perturb):

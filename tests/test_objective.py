@@ -266,6 +266,15 @@ def test_importance_weighted_loss_trains_decoder_and_prior_on_the_bound(vae, pri
     torch.testing.assert_close(torch.stack([rate, distortion]), torch.stack(terms).mean(dim=-1))
 
 
+def test_importance_weighted_loss_weighs_the_rate(vae, binary, perturb):
+    """sum_k v_k (beta rate_k + distortion_k), where v_k is the softmax of minus what it weighs."""
+    model = perturb(vae(prior="mixture"))
+    loss, _, _ = objective.importance_weighted_loss(model, binary, 5, 0.3, generator(3))
+    rate, distortion = objective.log_weights(model, binary, model.encode(binary), 5, generator(3))
+    terms = 0.3 * rate + distortion
+    torch.testing.assert_close(loss, (torch.softmax(-terms, dim=1) * terms).sum(dim=1), rtol=1e-12, atol=0)
+
+
 def test_importance_weighted_loss_trains_the_encoder_on_the_bound(vae):
     """Over many draws its gradient in the encoder is that of the bound, within 4 standard errors, and less noisy."""
     model, x = vae(), (torch.rand(2, PIXELS, generator=generator()) < 0.3).double()

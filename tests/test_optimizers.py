@@ -40,11 +40,16 @@ def test_the_direction_is_downhill(updates):
 
 
 def test_momentum_is_averaged_and_nesterov():
-    """The first step from zero: momentum 0.05 g, looked ahead 0.0975 g, whose direction is that of g."""
-    weight = torch.nn.Parameter(torch.zeros(3, 5))
-    weight.grad = torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
-    optimizers.Muon([weight], 0.2).step(0.5)
-    torch.testing.assert_close(weight.detach(), -0.1 * optimizers.directions([weight.grad])[0], rtol=1e-3, atol=1e-4)
+    """The momentum m becomes 0.95 m + 0.05 g, and a step looks ahead to 0.95 m + 0.05 g once more; from the second step
+    on, that is another direction than that of m or g."""
+    weight, generator = torch.nn.Parameter(torch.zeros(3, 5)), torch.Generator().manual_seed(1)
+    muon, momentum, expected = optimizers.Muon([weight], 0.2), torch.zeros(3, 5), torch.zeros(3, 5)
+    for _ in range(2):
+        weight.grad = torch.randn(3, 5, generator=generator)
+        muon.step(0.5)
+        momentum = 0.95 * momentum + 0.05 * weight.grad
+        expected -= 0.1 * optimizers.directions([0.95 * momentum + 0.05 * weight.grad])[0]
+        torch.testing.assert_close(weight.detach(), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_adam_is_that_of_torch():

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import hashlib
 import json
 import math
@@ -36,6 +37,7 @@ TINY = {
     "classifier": {"channels": [4, 8], "features": 8, "epochs": 4, "batch_size": 32, "warmup_steps": 5, "threads": 1},
     "quality": {"samples": 100, "draws": 2, "searched": 20},
 }
+CURVES = {"train_neg_elbo_nats", "val_neg_elbo_nats", "train_rate_nats", "train_distortion_nats", "lr"}
 BITWISE = ("models/vae.safetensors", "metrics/train.csv", "metrics/evaluation.json", "samples/grid.png")
 WAIT_SECONDS = 120
 
@@ -433,6 +435,78 @@ def test_new_store_gets_the_same_state_whole(project, tmp_path):
     project.dvc("checkout", "--force")
 
 
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_a_server_gets_the_state_whole(project, tmp_path):
+    """`mlflow server`, which asks for more than its own database does."""
+    uri = f"http://127.0.0.1:{free_port()}"
+    stores = ["--backend-store-uri", f"sqlite:///{tmp_path / 'served.db'}", "--artifacts-destination", str(tmp_path)]
+    address = ["--host", "127.0.0.1", "--port", uri.rpartition(":")[2], "--workers", "1"]
+    environment = project.environment | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    server = subprocess.Popen(
+        ["mlflow", "server", *stores, *address],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+    def up():
+        with contextlib.suppress(requests.ConnectionError):
+            return requests.get(f"{uri}/health", timeout=60).ok
+
+    try:
+        wait_for(up)
+        project.dvc("repro", "--single-item", "--force", "track", MLFLOW_TRACKING_URI=uri)
+        client = MlflowClient(uri)
+        (run,) = client.search_runs([client.get_experiment_by_name("vae").experiment_id])
+        assert run.info.status == "FINISHED"
+        assert run.info.run_id == project.recorded()
+        assert len(run.outputs.model_outputs) == 1
+        assert client.get_model_version_by_alias("vae-digits", "champion").run_id == run.info.run_id
+        assert {"samples", "plots", "hashes.json"} <= {item.path for item in client.list_artifacts(run.info.run_id)}
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(60)
+        project.run("git", "checkout", "--quiet", "--", ".")
+
+
+def test_a_record_that_was_cut_short_is_gone_on_with(project, tmp_path, monkeypatch):
+    """Another state of the same model has a run of its own meanwhile, and nothing is logged twice."""
+    uri = f"sqlite:///{tmp_path / 'other.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.chdir(project.folder)
+    files = ("data", "models/vae.safetensors", "metrics/train.csv", "metrics/evaluation.json", "plots", "samples")
+    state = tracking.State(Path("params.yaml"), *map(Path, files))
+    changed = tmp_path / "params.yaml"
+    changed.write_text(state.params.read_text().replace("grey_samples: 2", "grey_samples: 3"))
+    assert changed.read_text() != state.params.read_text()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking.Store, "set_tags", lambda *_: os.kill(os.getpid(), signal.SIGINT))  # the last request
+        with pytest.raises(KeyboardInterrupt):
+            tracking.record(state, project.folder)
+    other = tracking.record(dataclasses.replace(state, params=changed), project.folder)
+    run_id = tracking.record(state, project.folder)
+
+    client = MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name("vae").experiment_id])
+    assert {(run.info.run_id, run.info.status) for run in runs} == {(run_id, "FINISHED"), (other, "FINISHED")}
+    run = client.get_run(run_id)
+    epochs = TINY["train"]["epochs"] + TINY["train"]["prior_epochs"]
+    for name in run.data.metrics:
+        assert len(client.get_metric_history(run_id, name)) == (epochs if name in CURVES else 1), name
+    assert len(run.outputs.model_outputs) == 1
+    assert len(client.search_model_versions(f"run_id = '{run_id}'")) == 1
+    pictures = [re.split("[%+]", item.path)[0] for item in client.list_artifacts(run_id, "images")]
+    assert len({*pictures}) * 2 == len(pictures)  # a picture and its thumbnail
+
+
 def test_run_from_a_dirty_experiment_is_reproduced_bit_for_bit(project):
     """Also with an uncommitted change to code and a new file of any encoding, which only the run's diff still knows."""
     path = project.folder / "src/vae/plots.py"
@@ -508,9 +582,7 @@ def test_links_and_doctor(project):
 def test_model_is_served_and_outlives_bad_requests(project):
     """`mlflow models serve` in a process of its own: every task, 400 for what is wrong, and no pickle in the model."""
     run = project.recorded()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = ["mlflow", "models", "serve", "-m", f"runs:/{run}/model", "--env-manager", "local", "-p", str(port)]
     environment = project.environment | {"MLFLOW_TRACKING_URI": f"sqlite:///{project.folder / 'mlflow.db'}"}
     server = subprocess.Popen(
@@ -545,7 +617,7 @@ def test_model_is_served_and_outlives_bad_requests(project):
         for wrong, reason in [
             ({"task": "generate", "n": 10**9, "seed": 0}, "from 1 to 1000"),
             ({"task": "encode", "images": [[0.5] * 783]}, "784"),
-            ({"task": "encode", "images": [[math.nan] * 784]}, "finite"),
+            ({"task": "encode", "images": [[math.nan] * 784]}, "[0, 1]"),
             ({"task": "decode", "latents": [[0.0]]}, "values each"),
             ({"task": "paint"}, "must be one of"),
         ]:

@@ -13,6 +13,13 @@ def test_weight_of_the_rate(small):
     assert schedule.kl_weight(config, 0) == 1
 
 
+def test_weight_of_the_rate_goes_on_rising_in_the_last_part(small):
+    config = small(train={"epochs": 2, "refine_epochs": 3, "kl_warmup_epochs": 4.0}).train
+    found = schedule.Schedule(config, learned_prior=False)
+    steps = [step for epoch in range(found.epochs) for step in found.of_epoch(epoch, 1)]
+    assert [step.beta for step in steps] == [0, 0.25, 0.5, 0.75, 1]
+
+
 def test_three_parts(small):
     """The whole model while fewer and fewer images are moved, its prior alone where it is learned, and all of it again
     on more samples and on no moved image."""

@@ -30,6 +30,10 @@ def test_generate_is_seeded(served):
     assert 0 <= np.min(first["images"]) <= np.max(first["images"]) <= 1
 
 
+def test_the_largest_seed_is_one(served):
+    assert len(answer(served, task="generate", n=1, seed=2**63 - 1)["images"]) == 1
+
+
 def test_encode_decode_and_reconstruct_agree(served):
     images = torch.rand(2, data.PIXELS, generator=torch.Generator().manual_seed(0)).tolist()
     encoded = answer(served, task="encode", images=images)
@@ -49,6 +53,7 @@ def test_encode_decode_and_reconstruct_agree(served):
         ({"task": "generate", "n": 0, "seed": 0}, "n:"),
         ({"task": "generate", "n": 10**9, "seed": 0}, "n:"),
         ({"task": "generate", "n": 1, "seed": -1}, "seed"),
+        ({"task": "generate", "n": 1, "seed": 2**63}, "seed"),
         ({"task": "encode", "images": []}, "rows"),
         ({"task": "encode", "images": [[0.0] * 783]}, "784"),
         ({"task": "encode", "images": [[math.nan] * 784]}, "[0, 1]"),

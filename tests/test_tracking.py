@@ -71,6 +71,7 @@ def test_the_diff_has_changes_and_new_files_and_leaves_out_outputs(tmp_path, mon
     for name in ("plots/old.png", "plots/new.png", "dvc.lock", "metrics/mlflow.json", "ignored"):
         (tmp_path / name).write_text("output\n")
     assert tracking.working_tree_diff(outputs) == b""
+    objects = list((tmp_path / ".git/objects").rglob("*"))
     (tmp_path / "code.py").write_text("changed\n")
     (tmp_path / "new.py").write_bytes(b"caf\xe9\r\n")  # neither UTF-8 nor the line ends of this system
     diff = tracking.working_tree_diff(outputs)
@@ -78,6 +79,15 @@ def test_the_diff_has_changes_and_new_files_and_leaves_out_outputs(tmp_path, mon
     assert b"+caf\xe9\r\n" in diff
     staged = subprocess.run(["git", "diff", "--cached", "--name-only"], cwd=tmp_path, capture_output=True, text=True)
     assert staged.stdout == ""  # the user's index is as it was
+    assert list((tmp_path / ".git/objects").rglob("*")) == objects  # and no copy of a new file stays behind
+
+    for setting in ("diff.noprefix", "color.ui=always", "diff.external=true"):
+        name, _, value = setting.partition("=")
+        git("config", name, value or "true")
+    assert tracking.working_tree_diff(outputs) == diff
+    (tmp_path / "inner").mkdir()
+    subprocess.run(["git", "init", "--quiet", "inner"], cwd=tmp_path, check=True)  # without a commit: git cannot add it
+    assert tracking.working_tree_diff(outputs) == diff
 
 
 def test_the_store_is_in_the_main_repository_unless_named(tmp_path, monkeypatch):
@@ -153,6 +163,67 @@ def test_a_store_that_cannot_be_opened_is_one_clear_error(tmp_path, monkeypatch)
     with pytest.raises(InputError, match="MLFLOW_TRACKING_URI") as caught:
         tracking.Store(tmp_path, "vae")
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    """A folder with a store, whose schema takes a while."""
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture
+def real_store(database, monkeypatch, request):
+    """An experiment of its own."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database / 'mlflow.db'}")
+    return tracking.Store(database, request.node.name)
+
+
+def training(store, status):
+    """The id of a run that followed the training `k`."""
+    run = store.client.create_run(store.experiment.experiment_id, tags={"vae.training": "k"})
+    if status != "RUNNING":
+        store.client.set_terminated(run.info.run_id, status)
+    return run.info.run_id
+
+
+def test_a_training_that_starts_again_logs_no_epoch_twice(real_store, database, root):
+    """Whether it goes on from a checkpoint or from the start."""
+    row = {"epoch": 1, "val_neg_elbo_nats": 100.0, "lr": 0.1}
+    first = tracking.LiveRun(root / "params.yaml", database, "twice")
+    first.log(row, 1.0)
+    again = tracking.LiveRun(root / "params.yaml", database, "twice")
+    again.log(row, 2.0)
+    again.log(row | {"epoch": 2}, 2.0)
+    assert again.run_id == first.run_id
+    for name in ("val_neg_elbo_nats", "epoch_seconds"):
+        history = real_store.client.get_metric_history(first.run_id, name)
+        assert [point.step for point in history] == [1, 2]
+
+
+def test_runs_that_ended_before_their_time_are_unfinished(real_store):
+    ended = {status: training(real_store, status) for status in ("RUNNING", "FAILED", "KILLED", "FINISHED")}
+    assert {run.info.run_id for run in real_store.unfinished("k")} == set(ended.values()) - {ended["FINISHED"]}
+
+
+def test_only_an_open_run_is_discarded(real_store, monkeypatch):
+    ended = {status: training(real_store, status) for status in ("RUNNING", "FAILED", "FINISHED")}
+    monkeypatch.setattr(checkpoint, "training_of", lambda *_: "k")
+    real_store.discard_live("of its model")
+    assert {run.info.run_id for run in real_store.find()} == {ended["FAILED"], ended["FINISHED"]}
+
+
+def test_an_experiment_that_was_deleted_is_an_error(real_store, database):
+    real_store.client.delete_experiment(real_store.experiment.experiment_id)
+    with pytest.raises(InputError, match=r"is deleted; restore it, or change track\.experiment"):
+        tracking.Store(database, real_store.experiment.name)
+
+
+def test_a_state_has_the_names_of_all_its_experiments(real_store, monkeypatch):
+    run_id = training(real_store, "FINISHED")
+    for name in ("one", "two", "one"):
+        monkeypatch.setenv("DVC_EXP_NAME", name)
+        tracking.add_experiment(real_store, real_store.client.get_run(run_id))
+    assert tracking.experiment_names(real_store.client.get_run(run_id)) == {"one", "two"}
 
 
 def test_the_training_rate_is_not_the_test_rate():

@@ -1,6 +1,7 @@
 """Training: bitwise repeatable and resumable, its schedules, and a loss that falls."""
 
 import io
+import json
 import math
 from dataclasses import asdict
 from itertools import pairwise
@@ -8,7 +9,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from vae import augmentation, data, metrics, model, objective, optimizers, training
+from vae import augmentation, data, live, metrics, model, objective, optimizers, training
 from vae.errors import InputError
 
 SIZE = 300  # images of the bitwise tests: four batches of 64 and a rest
@@ -31,6 +32,15 @@ def start(small, digits):
         return training.Fit(model.VAE(config.model), config.train), train, validation
 
     return make
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """pipeline/train.py, which starts an observer when it is imported."""
+    monkeypatch.setattr(live, "start", lambda: None)
+    from pipeline import train
+
+    return train
 
 
 def run(start: tuple, binarization: str = "dynamic") -> list[training.Record]:
@@ -154,6 +164,35 @@ def test_starting_at_the_mean(vae, digits, architecture):
     assert expected.min() == 0.001  # a corner is always black
     torch.testing.assert_close(means.double(), expected, rtol=1e-4, atol=1e-6)
     assert network.decode.bias.requires_grad
+
+
+def test_a_fresh_model_is_of_its_seed_alone(script, small, digits):
+    first, again, other = (script.build(small(train={"seed": seed}), digits.images).model for seed in (1, 1, 2))
+    assert same(first, again)
+    assert not same(first, other)
+
+
+def test_the_script_starts_at_the_mean_where_it_is_told_to(script, small, digits):
+    """Elsewhere the decoder's bias is torch's, at most 1 / sqrt(16)."""
+    mean, default = (
+        script.build(small(train={"initial_bias": name}), digits.images).model.decode.bias
+        for name in ("data-mean", "default")
+    )
+    torch.testing.assert_close(mean.sigmoid(), data.unit(digits.images).mean(dim=0).clamp(0.001, 0.999))
+    assert 0 < default.abs().max() <= 0.25
+
+
+def test_sections_that_a_checkpoint_is_of(script, small, digits_folder, tmp_path, monkeypatch):
+    """A training that was killed is not resumed with another of them."""
+
+    def stop(sections, _files):
+        raise InputError(sections)
+
+    monkeypatch.setattr(script, "load", lambda _: small())
+    monkeypatch.setattr(script.checkpoint, "training_key", stop)
+    with pytest.raises(InputError) as caught:
+        script.main(tmp_path, digits_folder, *[tmp_path / "none"] * 4)
+    assert json.loads(str(caught.value)).keys() == {"data", "model", "train"}
 
 
 def test_records(start):
@@ -387,6 +426,13 @@ def test_divergence_is_an_error(start, schedule):
         records.extend(epochs)
     assert all(math.isfinite(record.train_neg_elbo_nats + record.val_neg_elbo_nats) for record in records)
     assert len(records) < 5
+
+
+def test_a_validation_that_is_not_finite_is_an_error(start, monkeypatch):
+    """Also where the loss of the training is finite."""
+    monkeypatch.setattr(training, "validate", lambda *_: math.nan)
+    with pytest.raises(InputError, match="epoch 1 is not finite"):
+        run(start(epochs=1))
 
 
 def test_collapse_is_told(start):

@@ -41,10 +41,16 @@ class Checkpoint:
     def save(self, state: dict[str, Any]) -> None:
         import torch  # here, as is below: who asks for trainings only does not wait for it
 
-        if self.own:
-            partial = self.path.with_suffix(".partial")
+        if not self.own:
+            return
+        partial = self.path.with_suffix(".partial")
+        try:
             torch.save(state, partial)
             os.replace(partial, self.path)
+        except (OSError, RuntimeError) as error:  # a full disk, which torch calls either; the last checkpoint is there
+            partial.unlink(missing_ok=True)
+            reason = str(error).partition("\n")[0]
+            print(f"{self.path}: no checkpoint ({reason}); the training goes on without", file=sys.stderr)
 
     def load(self) -> dict[str, Any] | None:
         """The saved state, or None where there is none that can be read."""

@@ -1,6 +1,7 @@
 """How a script runs: paths from argv, and one clear line where a user can mend what went wrong."""
 
 import argparse
+import errno
 import gc
 import inspect
 import os
@@ -41,10 +42,12 @@ def run(main: Callable[..., None]) -> None:
         main(**arguments)
     except InputError as error:
         sys.exit(f"error: {error}")
-    except OSError as error:  # an unwritable folder, a full disk
-        if error.filename is None:
+    except OSError as error:
+        if error.filename is not None:  # an unwritable folder
+            sys.exit(f"error: {error.filename}: {error.strerror}; make sure that it exists and can be written")
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        sys.exit(f"error: {error.filename}: {error.strerror}; make sure that it exists and can be written")
+        sys.exit(f"error: {error.strerror}; make room, and start again")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     sys.stdout.flush()

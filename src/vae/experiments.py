@@ -94,6 +94,7 @@ def _worktree(root: Path, folder: Path, commit: str, keep: bool) -> Iterator[Pat
         execute(["git", "cat-file", "-e", f"{commit}^{{commit}}"], root)
     except InputError as error:
         raise InputError(f"commit {commit} is not in this clone; fetch it with `git fetch --all` first") from error
+    execute(["git", "worktree", "prune"], root)  # of one whose folder was removed by hand
     execute(["git", "worktree", "add", "--detach", str(folder), commit], root)
     try:
         cache = execute(["dvc", "cache", "dir"], root).strip()

@@ -116,41 +116,49 @@ def follow(observer: subprocess.Popen[bytes], params: Path, root: Path, key: str
 def observe() -> None:
     """The observing side: reads records from stdin until it closes, and writes them to the store."""
     os.nice(19)  # the training has the cores first; where the kernel weighs sessions, this is one and says so too
-    with suppress(OSError):
-        Path("/proc/self/autogroup").write_text("19")
+    if os.getsid(0) == os.getpid():  # else it would be said of whoever started this
+        with suppress(OSError):
+            Path("/proc/self/autogroup").write_text("19")
     for name in (signal.SIGINT, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     from vae import tracking  # here, because the sending side must not wait for mlflow's import
 
-    live, outcome = None, "KILLED"
+    live, opening, outcome = None, None, "KILLED"
+    failures: list[str] = []
     for line in sys.stdin:
         if not line.endswith("\n"):
             break  # the training died in the midst of it
-        with told():
-            match json.loads(line):
-                case {"params": params, "root": root, "key": key}:
-                    live = tracking.LiveRun(Path(params), Path(root), key)
+        with told(failures):
+            message = json.loads(line)
+            outcome = message.get("outcome", outcome)
+            if "key" in message:
+                opening = Path(message["params"]), Path(message["root"]), message["key"]
+            if opening and not live:  # at each message again, until the store takes it
+                live = tracking.LiveRun(*opening)
+            match message:
                 case {"record": record, "seconds": seconds} if live:
                     live.log(record, seconds)
                 case {"epoch": epoch, "digits": digits} if live:
                     live.show(epoch, zlib.decompress(base64.b64decode(digits)))
-                case {"outcome": str(word)}:
-                    outcome = word
     if live:
-        with told():
+        with told(failures):
             live.end(outcome)
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """Whatever is wrong with the store, the training goes on, and so does who follows it."""
+def told(failures: list[str]) -> Iterator[None]:
+    """Whatever is wrong with the store, the training goes on, and so does who follows it. The first of `failures` in a
+    row is said."""
     try:
         yield
+        failures.clear()
     except Exception as error:  # noqa: BLE001
-        reason = " ".join(str(error).split())[:300]
-        print(f"MLflow: not followed live ({reason}); the track stage will record what is missing", file=sys.stderr)
+        failures.append(" ".join(str(error).split())[:300])
+        if len(failures) == 1:
+            message = f"MLflow: not followed live ({failures[0]}); the track stage will record what is missing"
+            print(message, file=sys.stderr)
 
 
 if __name__ == "__main__":

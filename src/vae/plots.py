@@ -78,8 +78,7 @@ def save_latent_space(path: Path, mu: NDArray, labels: NDArray) -> None:
 
     points, share = principal_components(mu)
     figure, axes = _axes(6.4, 5.2)
-    colours = {"cmap": "tab10", "vmin": -0.5, "vmax": 9.5}
-    scatter = axes.scatter(points[:, 0], points[:, 1], c=labels, s=3, linewidths=0, **colours)
+    scatter = axes.scatter(points[:, 0], points[:, 1], c=labels, cmap="tab10", vmin=-0.5, vmax=9.5, s=3, linewidths=0)
     figure.colorbar(scatter, ticks=range(10), label="class")
     for label in np.unique(labels):
         x, y = np.median(points[labels == label], axis=0)

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -36,7 +37,7 @@ from vae.errors import InputError
 from vae.params import Params, leaves, load
 
 SQLITE = "sqlite:///"
-LOCK_SECONDS = 120
+LOCK_SECONDS = 1800  # a store at the other end of a slow line takes minutes for a run, and runs come one by one
 PARAMS_AT_ONCE = 100  # MLflow's limit for one request
 METRICS_AT_ONCE = 1000
 FINAL_STEP = 0  # of test metrics and pictures: the UI lays runs side by side at equal steps
@@ -150,8 +151,17 @@ class Store:
         training = checkpoint.training_of(self.root, model_sha256)
         return self.unfinished(training) if training else []
 
+    def to_complete(self, model_sha256: str, key: str) -> Run | None:
+        """The unfinished run that a state is recorded in: its training's, or that of an attempt that was cut short.
+
+        An attempt at another state of the same model, with params of its own, stays as it is.
+        """
+        runs = self.find(vae__pending=key) + self.unfinished_of(model_sha256)
+        open_runs = [run for run in runs if run.info.status != "FINISHED"]
+        return next((run for run in open_runs if run.data.tags.get("vae.pending", key) == key), None)
+
     def discard_live(self, model_sha256: str) -> None:
-        """Deletes the open run of a training that came to a state which has its run already."""
+        """Deletes the open runs of a training that came to a state which has its run."""
         for run in self.unfinished_of(model_sha256):
             if run.info.status == "RUNNING":
                 self.client.delete_run(run.info.run_id)
@@ -191,6 +201,11 @@ class Store:
             "train it again with `dvc repro --force train`"
         )
 
+    def recorded(self, run_id: str, *paths: str) -> list[str]:
+        """The text of a run's artifacts."""
+        with tempfile.TemporaryDirectory() as folder:
+            return [self.download(run_id, path, Path(folder)).read_text() for path in paths]
+
     def download(self, run_id: str, path: str, folder: Path) -> Path:
         """Copies a run's artifacts below `path` into `folder`."""
         return Path(self.client.download_artifacts(run_id, path, str(folder)))
@@ -207,8 +222,17 @@ class Store:
         for start in range(0, len(items), METRICS_AT_ONCE):
             self.client.log_batch(run_id, metrics=items[start : start + METRICS_AT_ONCE])
 
+    def epochs(self, run_id: str) -> set[int]:
+        """The epochs whose curves a run has."""
+        return {point.step for point in self.client.get_metric_history(run_id, CHAMPION_METRIC)}
+
     def set_tags(self, run_id: str, tags: dict[str, str]) -> None:
         self.client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+
+
+def place(root: Path) -> str:
+    """The repository, among all that share a store."""
+    return f"{socket.gethostname()}:{root.resolve()}"
 
 
 def file_sha256(path: Path) -> str:
@@ -228,11 +252,14 @@ class LiveRun:
         config = load(params)
         self.store = Store(root, config.track.experiment)
         name = os.environ.get("DVC_EXP_NAME") or f"train-{key[:7]}"
-        if unfinished := self.store.unfinished(key):  # killed, and started again
+        self.stored: set[int] = set()  # epochs that the run has
+        unfinished = [run for run in self.store.unfinished(key) if "vae.pending" not in run.data.tags]
+        if unfinished:  # killed, and started again
             self.run_id = unfinished[0].info.run_id
             self.store.client.update_run(self.run_id, status="RUNNING", name=name)
+            self.stored = self.store.epochs(self.run_id)
         else:
-            tags = {"vae.training": key, "mlflow.source.name": SOURCE}
+            tags = {"vae.training": key, "vae.place": place(root), "mlflow.source.name": SOURCE}
             self.run_id = self.store.client.create_run(
                 self.store.experiment.experiment_id, tags=tags, run_name=name
             ).info.run_id
@@ -241,10 +268,13 @@ class LiveRun:
 
     def log(self, record: dict[str, Any], seconds: float) -> None:
         epoch, values = curve_point(record)
-        self.store.log_metrics(self.run_id, [(epoch, values | {"epoch_seconds": seconds})])
+        if epoch not in self.stored:
+            self.store.log_metrics(self.run_id, [(epoch, values | {"epoch_seconds": seconds})])
 
     def show(self, epoch: int, digits: bytes) -> None:
         """A grid of digits (N, 784), a byte of grey for each pixel, which the UI pages through by epoch."""
+        if epoch in self.stored:
+            return
         images = np.frombuffer(digits, np.uint8).reshape(-1, plots.SIDE**2) / 255
         picture = plots.grid(images, math.isqrt(len(images)))
         self.store.client.log_image(self.run_id, picture, key=DIGITS_BY_EPOCH, step=epoch, synchronous=True)
@@ -305,12 +335,25 @@ def working_tree_diff(outputs: list[Path]) -> bytes:
     with any line ends come back from it.
     """
     with tempfile.TemporaryDirectory() as folder:
-        index = {"GIT_INDEX_FILE": f"{folder}/index"}
+        objects = Path(git("rev-parse", "--git-path", "objects").decode().strip()).resolve()
+        index = {
+            "GIT_INDEX_FILE": f"{folder}/index",
+            "GIT_OBJECT_DIRECTORY": f"{folder}/objects",  # new files leave no trace in the repository
+            "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(objects),
+        }
+        (Path(folder) / "objects").mkdir()
         git("read-tree", "HEAD", **index)
-        git("add", "--all", **index)
+        git("add", "--all", "--ignore-errors", **index)
         folders = {path if path.is_dir() else path.parent for path in outputs}
         own = [":(exclude,glob)**/dvc.lock"] + [f":(exclude){path}" for path in sorted(folders)]
-        return git("diff", "--cached", "--binary", "HEAD", "--", ".", *own, **index)
+        plain = (
+            "--no-ext-diff",
+            "--no-textconv",
+            "--no-color",
+            "--src-prefix=a/",
+            "--dst-prefix=b/",
+        )  # whatever is set
+        return git("diff", "--cached", "--binary", *plain, "HEAD", "--", ".", *own, **index)
 
 
 def provenance(state: State, key: str, diff: bytes) -> dict[str, str]:
@@ -404,11 +447,17 @@ def register(store: Store, config: Params, run_id: str, uri: str, value: float) 
         client.create_registered_model(name)
     champion = client.get_registered_model(name).aliases.get(CHAMPION)
     split = str(config.data.validation)
-    made = client.create_model_version(name, uri, run_id, tags={CHAMPION_METRIC: repr(value), SPLIT: split})
+    tags = {CHAMPION_METRIC: repr(value), SPLIT: split}
+    there = [item for item in client.search_model_versions(f"name = '{name}'") if item.run_id == run_id]
+    # A server, unlike a database, wants to be told which logged model this is.
+    made = there[0] if there else client.create_model_version(name, uri, run_id, tags, model_id=uri.rpartition("/")[2])
     said = f"registered {name} version {made.version}: {CHAMPION_METRIC} {value:.2f}"
     tags = client.get_model_version(name, champion).tags if champion else {}
     if tags.get(SPLIT, split) != split:
         print(f"{said}; the champion, version {champion}, has another {SPLIT}: not compared, it stays")
+        return
+    if champion and CHAMPION_METRIC not in tags:
+        print(f"{said}; the champion, version {champion}, was chosen by hand: it stays")
         return
     best = float(tags.get(CHAMPION_METRIC, "inf"))
     if value < best:
@@ -451,11 +500,13 @@ def add_experiment(store: Store, run: Run) -> None:
 
 def log_files(client: MlflowClient, run_id: str, state: State, diff: bytes) -> None:
     """Logs the pictures, for the UI to compare and as files, and everything that a reproduction needs."""
+    shown = {Path(item.path).name for item in client.list_artifacts(run_id, "images")}
     for folder in (state.plots, state.samples):
         client.log_artifacts(run_id, str(folder), folder.name)
         for picture in sorted(folder.rglob("*.png")):
             key = f"{folder.name}_{picture.stem}"  # the same in each run
-            client.log_image(run_id, Image.open(picture), key=key, step=FINAL_STEP, synchronous=True)
+            if not any(name.startswith(key) for name in shown):
+                client.log_image(run_id, Image.open(picture), key=key, step=FINAL_STEP, synchronous=True)
     for path in (state.model, state.curves, state.evaluation):
         client.log_artifact(run_id, str(path), path.parent.name)
     for path in (state.params, Path("dvc.yaml"), Path("dvc.lock")):
@@ -469,31 +520,40 @@ def log_files(client: MlflowClient, run_id: str, state: State, diff: bytes) -> N
 
 
 def _write(store: Store, state: State, config: Params, key: str) -> str:
-    """Completes the open run of this model's training, or writes a new one."""
+    """Completes the open run of this model's training, or writes a new one.
+
+    An attempt that was cut short is gone on with, and nothing that it logged is logged again.
+    """
     client, diff = store.client, working_tree_diff(state.outputs())
     tags = provenance(state, key, diff)
     name = os.environ.get("DVC_EXP_NAME") or f"{config.data.name}-{key[:7]}"
-    live = store.unfinished_of(tags["vae.model_sha256"])
+    found = store.to_complete(tags["vae.model_sha256"], key)
     mlflow.set_tracking_uri(store.uri)
     with mlflow.start_run(
-        run_id=live[0].info.run_id if live else None, experiment_id=store.experiment.experiment_id, run_name=name
+        run_id=found.info.run_id if found else None,
+        experiment_id=store.experiment.experiment_id,
+        run_name=name,
+        tags={"vae.pending": key, "vae.place": place(store.root)},
     ) as run:
         run_id = run.info.run_id
         client.update_run(run_id, name=name)
-        curves = read_curves(state.curves)
-        stored = {point.step for point in client.get_metric_history(run_id, CHAMPION_METRIC)}
+        curves, stored = read_curves(state.curves), store.epochs(run_id)
         used = {name: value for name, value in leaves(config).items() if name.partition(".")[0] not in TOOLS}
         store.log_params(run_id, used)
         store.log_metrics(run_id, [row for row in curves if row[0] not in stored])
         evaluation = json.loads(state.evaluation.read_text())
         final = {name: float(value) for name, value in evaluation.items() if not isinstance(value, str)}
-        store.log_metrics(run_id, [(FINAL_STEP, final)])
+        store.log_metrics(run_id, [(FINAL_STEP, final)] if not final.keys() & run.data.metrics.keys() else [])
         client.log_inputs(run_id, [dataset_input(config.data.name, state.data)])
         log_files(client, run_id, state, diff)
-        register(store, config, run_id, log_model(run_id, state), curves[-1][1][CHAMPION_METRIC])
+        logged = run.outputs.model_outputs if run.outputs else []
+        uri = f"models:/{logged[0].model_id}" if logged else log_model(run_id, state)
+        register(store, config, run_id, uri, curves[-1][1][CHAMPION_METRIC])
         if "dvc.experiment" in tags:
             tags["dvc.experiments"] = tags["dvc.experiment"]
         store.set_tags(run_id, tags)  # last: the key marks a run that is whole
+        client.delete_tag(run_id, "vae.pending")
+    store.discard_live(tags["vae.model_sha256"])  # of a request that was sent twice
     return run_id
 
 
