@@ -85,6 +85,12 @@ def test_a_path_that_cannot_be_used_is_one_line(ended, body):
     assert len(err.splitlines()) == 1
 
 
+def test_a_full_disk_is_one_line(ended):
+    """Which the system reports without a name where an open file is written."""
+    code, out, err = ended("raise OSError(28, 'No space left on device')", "a", "b")
+    assert (code, out, err) == (1, "", "error: No space left on device; make room, and start again\n")
+
+
 def test_a_fault_of_the_program_keeps_its_traceback(ended):
     """What no user can mend is not dressed up."""
     for body in ("raise RuntimeError('a bug')", "raise OSError('a bug')"):

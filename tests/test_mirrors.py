@@ -299,6 +299,13 @@ def test_own_folder_of_the_home(mirror, tmp_path, monkeypatch):
     assert not mirror.requests
 
 
+def test_own_folder_as_a_url(mirror, tmp_path):
+    own = fill(tmp_path / "own")
+    mirrors.download("mnist", tmp_path / "data", {"MNIST_MIRROR": own.as_uri()})
+    assert contents(tmp_path / "data") == WHOLE
+    assert not mirror.requests
+
+
 def test_own_folder_that_lacks_a_file(mirror, tmp_path):
     """What the folder lacks comes from the next source."""
     own = fill(tmp_path / "own")

@@ -558,6 +558,8 @@ def test_links_and_doctor(project):
     assert "nothing to mend" in project.script("doctor", *result).stdout
     project.client.delete_run(run.info.run_id)
     stuck = project.client.create_run(run.info.experiment_id, run_name="stuck")
+    tags = {"vae.place": "elsewhere:/of/another"}
+    foreign = project.client.create_run(run.info.experiment_id, run_name="foreign", tags=tags)
     sick = project.script("doctor", *result, check=False)
     assert sick.returncode == 1
     assert "experiment dirty" in sick.stdout
@@ -565,6 +567,8 @@ def test_links_and_doctor(project):
     before = project.runs()
     project.script("doctor", *result, "--mend")
     assert project.client.get_run(stuck.info.run_id).info.status == "KILLED"
+    assert project.client.get_run(foreign.info.run_id).info.status == "RUNNING"  # who trains it knows
+    project.client.delete_run(foreign.info.run_id)
     again = project.runs().keys() - before.keys()
     assert len(again) == 1
     again = project.client.get_run(again.pop())
@@ -711,8 +715,12 @@ def test_the_quality_of_samples_is_measured_apart_from_the_pipeline(project):
     for run_id in (trained, project.recorded()):
         project.assert_quality(run_id)
 
+    project.dvc("exp", "run", "--set-param", "train.seed=16")
+    for name in ("quality.json", "nearest.png"):
+        assert not (project.folder / "metrics" / name).exists()  # or they would stand beside a model that is not theirs
+
     other = project.folder / "metrics/other.json"
     other.write_text(json.dumps(changed | {"model_sha256": "of another model"}))
-    unknown = project.script("track_quality", "params.yaml", str(other), "metrics/nearest.png", check=False)
+    unknown = project.script("track_quality", "params.yaml", str(other), "plots/latent_kl.png", check=False)
     assert "other.json" in error(unknown)
     other.unlink()

@@ -68,7 +68,7 @@ def sources(name: str, environment: dict[str, str]) -> list[str]:
 def _read(source: str, file: str) -> bytes:
     """The compressed bytes of `file` from a folder or URL."""
     if not source.startswith(("http://", "https://")):
-        return (Path(source).expanduser() / f"{file}.gz").read_bytes()
+        return (Path(source.removeprefix("file://")).expanduser() / f"{file}.gz").read_bytes()
     url, plain = f"{source.rstrip('/')}/{file}.gz", {"Accept-Encoding": "identity"}  # the .gz itself, not its content
     with requests.get(url, stream=True, timeout=TIMEOUT_SECONDS, headers=plain) as response:
         response.raise_for_status()
