@@ -39,8 +39,8 @@ SAME_NETWORK: dict[str, dict[str, Any]] = {  # as the origin's, in our words
         "schedule": "constant",
     },
 }
-QUICK = {"batch_size": 256, "learning_rate": 0.008, "schedule": "cosine"}
-ENOUGH = {  # epochs to a grey neg-ELBO, in nats
+QUICK: dict[str, Any] = {"batch_size": 256, "learning_rate": 0.008, "schedule": "cosine"}
+ENOUGH: dict[str, dict[str, Any]] = {  # epochs to a grey neg-ELBO, in nats
     "origin_quality": {"epochs": 7, "kl_warmup_epochs": 3.5},  # 101.2, where the tutorial ended when it was first run
     "origin_end": {"epochs": 9, "kl_warmup_epochs": 3},  # where it ends beside us
 }
