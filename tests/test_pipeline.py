@@ -650,12 +650,23 @@ def test_the_champion_is_the_best_on_the_validation_split(project, monkeypatch):
     assert float(champion.tags["val_neg_elbo_nats"]) == float(best.tags["val_neg_elbo_nats"])
 
     config = params.load(project.folder / "params.yaml")
-    store, made = SimpleNamespace(client=client), (champion.run_id, champion.source)
+    store, experiment = SimpleNamespace(client=client), client.get_run(champion.run_id).info.experiment_id
+    runs = [client.create_run(experiment).info.run_id for _ in range(3)]
+
+    def register(run_id, config, value):
+        tracking.register(store, config, run_id, champion.source, value)
+        return int(client.get_model_version_by_alias(name, "champion").version)
+
     split = config.data.model_copy(update={"validation": config.data.validation - 1})
-    tracking.register(store, config.model_copy(update={"data": split}), *made, 1.0)  # far better, on images of its own
-    assert client.get_model_version_by_alias(name, "champion").version == champion.version
-    tracking.register(store, config, *made, 1.0)
-    assert int(client.get_model_version_by_alias(name, "champion").version) == len(versions) + 2
+    other = config.model_copy(update={"data": split})
+    assert register(runs[0], other, 1.0) == int(champion.version)  # far better, on images of its own
+    assert register(runs[1], config, 1.0) == len(versions) + 2
+    assert register(runs[1], config, 1.0) == len(versions) + 2  # tried again: no other version
+    assert len(client.search_model_versions(f"name = '{name}'")) == len(versions) + 2
+    client.delete_model_version_tag(name, str(len(versions) + 2), "val_neg_elbo_nats")  # as one that was chosen by hand
+    assert register(runs[2], config, 0.5) == len(versions) + 2
+    for run_id in runs:
+        client.delete_run(run_id)
 
 
 def error(done):
