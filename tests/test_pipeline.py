@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import mlflow
 import numpy as np
 import pytest
 import requests
@@ -641,7 +642,8 @@ def test_model_is_served_and_outlives_bad_requests(project):
 
 def test_the_champion_is_the_best_on_the_validation_split(project, monkeypatch):
     client = project.client
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", client.tracking_uri)  # for clients of mlflow's own
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", client.tracking_uri)  # put back at the end, as the next line sets it too
+    mlflow.set_tracking_uri(client.tracking_uri)  # for clients of mlflow's own
     name = "vae-digits"
     versions = client.search_model_versions(f"name = '{name}'")
     best = min(versions, key=lambda version: float(version.tags["val_neg_elbo_nats"]))
