@@ -22,14 +22,12 @@ def main(params: Path, result: Path, mend: bool) -> None:
 def stuck(store: tracking.Store, root: Path, runs: list[tracking.Run], mend: bool) -> int:
     """Runs that are RUNNING although no training holds their lock. Ending one that only waits for `track` is safe:
     `track` completes it all the same."""
-    left = 0
+    left, here = 0, tracking.place(root)
     for run in runs:
-        ours = run.data.tags.get("vae.place", here := tracking.place(root)) == here  # others may share the store
-        if (
-            ours
-            and run.info.status == "RUNNING"
-            and not checkpoint.is_held(root, run.data.tags.get("vae.training", ""))
-        ):
+        tags = run.data.tags
+        if run.info.status != "RUNNING" or tags.get("vae.place", here) != here:  # others may share the store
+            continue
+        if not checkpoint.is_held(root, tags.get("vae.training", "")):
             if mend:
                 store.client.set_terminated(run.info.run_id, "KILLED")
             left += not mend

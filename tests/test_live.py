@@ -66,6 +66,13 @@ live.observe()
 """
 
 
+def observed(code, sent):
+    """What an observer of this code does with what it is sent, in a session of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", code], input=sent, capture_output=True, check=True, start_new_session=True
+    )
+
+
 @pytest.mark.parametrize(
     ("cut", "end"),
     [(0, "TRAINED"), (1, "KILLED"), (30, "KILLED")],
@@ -78,13 +85,7 @@ def test_what_was_sent_is_done_in_order_and_half_a_line_is_left(tmp_path, cut, e
         run.show(1, bytes([0, 7, 255]))
         run.trained()
     sent = (tmp_path / "got").read_bytes()
-    done = subprocess.run(
-        [sys.executable, "-c", OBSERVE],
-        input=sent[: len(sent) - cut],
-        capture_output=True,
-        check=True,
-        start_new_session=True,
-    )
+    done = observed(OBSERVE, sent[: len(sent) - cut])
     shown = ["show 1 [0, 7, 255]"] if cut < 30 else []
     assert done.stdout.decode().splitlines() == ["open p r k", "log 1 1.5", *shown, f"end {end}"]
     assert done.stderr == b""
@@ -100,13 +101,7 @@ def test_a_store_that_fails_for_a_while_is_followed_on(tmp_path):
         run.trained()
     failing = OBSERVE.replace('print("show", epoch, list(digits))', 'raise ConnectionError("the store is away")')
     assert failing != OBSERVE
-    done = subprocess.run(
-        [sys.executable, "-c", failing],
-        input=(tmp_path / "got").read_bytes(),
-        capture_output=True,
-        check=True,
-        start_new_session=True,
-    )
+    done = observed(failing, (tmp_path / "got").read_bytes())
     assert done.stdout.decode().splitlines() == ["open p r k", "log 1 1.5", "log 1 2.5", "end TRAINED"]
     assert done.stderr.decode().count("\n") == 1
     assert "the store is away" in done.stderr.decode()
@@ -123,13 +118,7 @@ def test_a_store_that_comes_late_is_followed_from_then_on(tmp_path):
         'print("open", *arguments)',
         'LiveRun.tries = getattr(LiveRun, "tries", 0) + 1; assert LiveRun.tries > 2, "away"; print("open", *arguments)',
     )
-    done = subprocess.run(
-        [sys.executable, "-c", late],
-        input=(tmp_path / "got").read_bytes(),
-        capture_output=True,
-        check=True,
-        start_new_session=True,
-    )
+    done = observed(late, (tmp_path / "got").read_bytes())
     assert done.stdout.decode().splitlines() == ["open p r k", "log 1 2.5", "log 1 3.5", "end TRAINED"]
     assert done.stderr.decode().count("away") == 1
 

@@ -436,33 +436,40 @@ def test_new_store_gets_the_same_state_whole(project, tmp_path):
     project.dvc("checkout", "--force")
 
 
-def free_port():
+@contextlib.contextmanager
+def server(command, health, folder, environment):
+    """A server's address while it runs; `command` begins it, and is told its port, and `health` is where it answers."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def test_a_server_gets_the_state_whole(project, tmp_path):
-    """`mlflow server`, which asks for more than its own database does."""
-    uri = f"http://127.0.0.1:{free_port()}"
-    stores = ["--backend-store-uri", f"sqlite:///{tmp_path / 'served.db'}", "--artifacts-destination", str(tmp_path)]
-    address = ["--host", "127.0.0.1", "--port", uri.rpartition(":")[2], "--workers", "1"]
-    environment = project.environment | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    server = subprocess.Popen(
-        ["mlflow", "server", *stores, *address],
-        cwd=tmp_path,
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        [*command, "--port", str(port)],
+        cwd=folder,
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+    address = f"http://127.0.0.1:{port}"
 
     def up():
         with contextlib.suppress(requests.ConnectionError):
-            return requests.get(f"{uri}/health", timeout=60).ok
+            return requests.get(address + health, timeout=60).ok
 
     try:
         wait_for(up)
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(60)
+
+
+def test_a_server_gets_the_state_whole(project, tmp_path):
+    """`mlflow server`, which asks for more than its own database does."""
+    stores = ["--backend-store-uri", f"sqlite:///{tmp_path / 'served.db'}", "--artifacts-destination", str(tmp_path)]
+    command = ["mlflow", "server", *stores, "--host", "127.0.0.1", "--workers", "1"]
+    environment = project.environment | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with server(command, "/health", tmp_path, environment) as uri:
         project.dvc("repro", "--single-item", "--force", "track", MLFLOW_TRACKING_URI=uri)
         client = MlflowClient(uri)
         (run,) = client.search_runs([client.get_experiment_by_name("vae").experiment_id])
@@ -471,10 +478,7 @@ def test_a_server_gets_the_state_whole(project, tmp_path):
         assert len(run.outputs.model_outputs) == 1
         assert client.get_model_version_by_alias("vae-digits", "champion").run_id == run.info.run_id
         assert {"samples", "plots", "hashes.json"} <= {item.path for item in client.list_artifacts(run.info.run_id)}
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(60)
-        project.run("git", "checkout", "--quiet", "--", ".")
+    project.run("git", "checkout", "--quiet", "--", ".")
 
 
 def test_a_record_that_was_cut_short_is_gone_on_with(project, tmp_path, monkeypatch):
@@ -587,29 +591,15 @@ def test_links_and_doctor(project):
 def test_model_is_served_and_outlives_bad_requests(project):
     """`mlflow models serve` in a process of its own: every task, 400 for what is wrong, and no pickle in the model."""
     run = project.recorded()
-    port = free_port()
-    command = ["mlflow", "models", "serve", "-m", f"runs:/{run}/model", "--env-manager", "local", "-p", str(port)]
+    command = ["mlflow", "models", "serve", "-m", f"runs:/{run}/model", "--env-manager", "local"]
     environment = project.environment | {"MLFLOW_TRACKING_URI": f"sqlite:///{project.folder / 'mlflow.db'}"}
-    server = subprocess.Popen(
-        command,
-        cwd="/",  # the model must not lean on the repository
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
 
     def post(*requests_):
-        url = f"http://127.0.0.1:{port}/invocations"
+        url = f"{address}/invocations"
         body = json.dumps({"inputs": list(requests_)})  # which writes NaN, as clients in Python do
         return requests.post(url, data=body, headers={"Content-Type": "application/json"}, timeout=60)
 
-    def up():
-        with contextlib.suppress(requests.ConnectionError):
-            return requests.get(f"http://127.0.0.1:{port}/ping", timeout=60).ok
-
-    try:
-        wait_for(up)
+    with server(command, "/ping", "/", environment) as address:  # the model must not lean on the repository
         first = post({"task": "generate", "n": 2, "seed": 3})
         assert first.status_code == 200
         images = first.json()["predictions"][0]["images"]
@@ -631,9 +621,6 @@ def test_model_is_served_and_outlives_bad_requests(project):
             assert reason in answer.text
             assert len(answer.text) < 1000 or wrong["task"] == "encode"
         assert post({"task": "generate", "n": 2, "seed": 3}).json() == first.json()  # it lives on, and is seeded
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(60)
     uri = project.client.get_run(run).outputs.model_outputs[0].model_id
     stored = Path(project.client.get_logged_model(uri).artifact_location.removeprefix("file://"))
     assert (stored / "MLmodel").is_file()

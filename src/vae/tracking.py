@@ -346,13 +346,8 @@ def working_tree_diff(outputs: list[Path]) -> bytes:
         git("add", "--all", "--ignore-errors", **index)
         folders = {path if path.is_dir() else path.parent for path in outputs}
         own = [":(exclude,glob)**/dvc.lock"] + [f":(exclude){path}" for path in sorted(folders)]
-        plain = (
-            "--no-ext-diff",
-            "--no-textconv",
-            "--no-color",
-            "--src-prefix=a/",
-            "--dst-prefix=b/",
-        )  # whatever is set
+        # Whatever the user has set, git must be able to apply it.
+        plain = ("--no-ext-diff", "--no-textconv", "--no-color", "--src-prefix=a/", "--dst-prefix=b/")
         return git("diff", "--cached", "--binary", *plain, "HEAD", "--", ".", *own, **index)
 
 
@@ -447,10 +442,10 @@ def register(store: Store, config: Params, run_id: str, uri: str, value: float) 
         client.create_registered_model(name)
     champion = client.get_registered_model(name).aliases.get(CHAMPION)
     split = str(config.data.validation)
-    tags = {CHAMPION_METRIC: repr(value), SPLIT: split}
-    there = [item for item in client.search_model_versions(f"name = '{name}'") if item.run_id == run_id]
-    # A server, unlike a database, wants to be told which logged model this is.
-    made = there[0] if there else client.create_model_version(name, uri, run_id, tags, model_id=uri.rpartition("/")[2])
+    there = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    scored = {CHAMPION_METRIC: repr(value), SPLIT: split}
+    model_id = uri.rpartition("/")[2]  # a server, unlike a database, wants to be told which logged model this is
+    made = there[0] if there else client.create_model_version(name, uri, run_id, scored, model_id=model_id)
     said = f"registered {name} version {made.version}: {CHAMPION_METRIC} {value:.2f}"
     tags = client.get_model_version(name, champion).tags if champion else {}
     if tags.get(SPLIT, split) != split:
@@ -498,6 +493,11 @@ def add_experiment(store: Store, run: Run) -> None:
         store.set_tags(run.info.run_id, {"dvc.experiments": ",".join(sorted(experiment_names(run) | {name}))})
 
 
+def log_picture(client: MlflowClient, run_id: str, key: str, picture: Path) -> None:
+    """Logs a picture for the UI to lay beside those of other runs."""
+    client.log_image(run_id, Image.open(picture), key=key, step=FINAL_STEP, synchronous=True)
+
+
 def log_files(client: MlflowClient, run_id: str, state: State, diff: bytes) -> None:
     """Logs the pictures, for the UI to compare and as files, and everything that a reproduction needs."""
     shown = {Path(item.path).name for item in client.list_artifacts(run_id, "images")}
@@ -506,7 +506,7 @@ def log_files(client: MlflowClient, run_id: str, state: State, diff: bytes) -> N
         for picture in sorted(folder.rglob("*.png")):
             key = f"{folder.name}_{picture.stem}"  # the same in each run
             if not any(name.startswith(key) for name in shown):
-                client.log_image(run_id, Image.open(picture), key=key, step=FINAL_STEP, synchronous=True)
+                log_picture(client, run_id, key, picture)
     for path in (state.model, state.curves, state.evaluation):
         client.log_artifact(run_id, str(path), path.parent.name)
     for path in (state.params, Path("dvc.yaml"), Path("dvc.lock")):
@@ -577,7 +577,6 @@ def record_quality(quality: Path, picture: Path, config: Params, root: Path) -> 
                 run_id = run.info.run_id
                 store.log_metrics(run_id, [(FINAL_STEP, figures)])
                 store.client.log_artifact(run_id, str(quality), quality.parent.name)
-                shown = Image.open(picture)
-                store.client.log_image(run_id, shown, key=f"quality_{picture.stem}", step=FINAL_STEP, synchronous=True)
+                log_picture(store.client, run_id, f"quality_{picture.stem}", picture)
                 store.set_tags(run_id, {"vae.quality_sha256": digest})  # last: it marks what is whole
     return [run.info.run_id for run in runs]
