@@ -1,6 +1,6 @@
-# Every target does its own set-up in .venv; there is nothing to install or to activate first.
+# Every target sets up .venv by itself; there is nothing to install or to activate first.
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast lint ui setup which doctor reproduce leaderboard bounds bench
+.PHONY: help run test test-fast test-matrix lint deps ui setup which doctor reproduce leaderboard bounds bench
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 
@@ -9,10 +9,10 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 
-help:  ## what there is
+help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
-# Made anew only when the lock file or the package's own metadata has changed.
+# Repeated only if the lock file or the metadata of the package has changed.
 .venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv --clear .venv
 	python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
@@ -21,8 +21,8 @@ help:  ## what there is
 
 setup: .venv/installed  ## install requirements.lock into .venv
 
-run: setup  ## the whole pipeline: dvc repro on MNIST, or on the bundled digits where no mirror answers
-	@python pipeline/reachable.py params.yaml data && answer=0 || answer=$$?; \
+run: setup  ## the whole pipeline: dvc repro on MNIST, or on the bundled digits if no mirror answers
+	@python tools/reachable.py params.yaml data && answer=0 || answer=$$?; \
 	case $$answer in \
 	0) dvc repro ;; \
 	3) dvc exp run -S data.name=digits -S train.batch_size=64 -S train.epochs=60 -S train.augmentation=0.8 ;; \
@@ -31,39 +31,45 @@ run: setup  ## the whole pipeline: dvc repro on MNIST, or on the bundled digits 
 
 test: setup  ## all tests: the fast ones, then those that run the real dvc and mlflow
 	python -m pytest -q -m "not pipeline"
-	python -m pytest -q -m pipeline
+	python -m pytest -q -m "pipeline and not matrix"
 
 test-fast: setup  ## the fast tests only
 	python -m pytest -q -m "not pipeline"
 
-lint: setup  ## format, lint and types
-	ruff format --check .
-	ruff check .
-	mypy
+test-matrix: setup  ## every way in which a pipeline starts and ends, on every kind of store; takes half an hour
+	python -m pytest -q -m matrix
+
+lint: setup  ## format, lint, types, and the deps of the stages, by pre-commit
+	pre-commit run --all-files
+
+deps: setup  ## write the imports of each stage into the deps of dvc.yaml and quality/dvc.yaml
+	@python tools/deps.py dvc.yaml quality/dvc.yaml
 
 ui: setup  ## the MLflow UI on the project's store
 	@case "$(MLFLOW_TRACKING_URI)" in http*) echo "the UI of this store is at $(MLFLOW_TRACKING_URI)"; exit 1 ;; esac
 	@echo "MLflow UI: http://127.0.0.1:$${PORT:-5000}  (choose Model training at the top left, then the experiment)"
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --backend-store-uri "$(MLFLOW_TRACKING_URI)" --host 127.0.0.1 --port $${PORT:-5000} --workers 1
 
-which: setup  ## NAME=...: which run is this experiment, or which experiment is this run
-	@python pipeline/which.py params.yaml metrics/mlflow.json "$(NAME)"
+which: setup  ## NAME=...: the run of this experiment, or the experiment of this run
+	@python tools/which.py params.yaml metrics/mlflow.json "$(NAME)"
 
-doctor: setup  ## find runs and experiments that have lost each other; MEND=1 mends them
-	@python pipeline/doctor.py params.yaml metrics/mlflow.json $(if $(MEND),--mend)
+doctor: setup  ## find runs and experiments that have lost each other; MEND=1 repairs them
+	@python tools/doctor.py params.yaml metrics/mlflow.json $(if $(MEND),--mend)
 
-bench: setup data/train-images-idx3-ubyte  ## PART=speed, quality, cost, growth, or all: into metrics/bench.json
-	@PYTHONPATH=. python -m bench data metrics/bench.json README.md $(PART)
+reproduce: setup  ## RUN=...: run a recorded MLflow run again from scratch, and compare every file
+	@python tools/reproduce.py params.yaml "$(RUN)"
+
+leaderboard: setup  ## RECIPE=...: put the present results into metrics/leaderboard.csv and the tables of results
+	@python tools/leaderboard.py params.yaml --recipe "$(RECIPE)" --recipes recipes --model models/vae.safetensors \
+	  --evaluation metrics/evaluation.json --quality metrics/quality.json --run metrics/mlflow.json \
+	  --board metrics/leaderboard.csv --readme README.md --page docs/results.md
+
+bounds: setup  ## check the likelihood bound by annealed importance sampling; writes metrics/annealing.json, docs/bounds.md
+	@python tools/bounds.py params.yaml data models/vae.safetensors \
+	  --result metrics/annealing.json --page docs/bounds.md
+
+bench: setup data/train-images-idx3-ubyte  ## PART=speed, quality, cost, growth, or all; writes metrics/bench.json, docs/speed.md
+	@PYTHONPATH=. python -m bench data metrics/bench.json docs/speed.md $(PART)
 
 data/train-images-idx3-ubyte: | setup
 	dvc repro download
-
-leaderboard: setup  ## RECIPE=...: put the present results into metrics/leaderboard.csv and the README
-	@python pipeline/leaderboard.py params.yaml metrics/evaluation.json metrics/quality.json metrics/mlflow.json \
-	  models/vae.safetensors metrics/leaderboard.csv README.md recipes "$(RECIPE)"
-
-bounds: setup  ## check the likelihood bound by annealed importance sampling, into metrics/annealing.json and the README
-	@python pipeline/annealing.py params.yaml data models/vae.safetensors metrics/annealing.json README.md
-
-reproduce: setup  ## RUN=...: run a recorded MLflow run again from scratch, and compare every file
-	@python pipeline/reproduce.py params.yaml "$(RUN)"

@@ -1,7 +1,7 @@
-"""`make bench`: how close to the machine's limit, beside the tutorial that this project grew from.
+"""`make bench`: speed compared with the tutorial that this project grew from, and with the machine's limit.
 
-Prints every figure, and writes metrics/bench.json and the README's tables. Takes about ten minutes;
-nothing else should run meanwhile.
+Prints every figure, and writes metrics/bench.json and the tables of docs/speed.md. Takes about ten minutes, in which
+nothing else should run.
 """
 
 import json
@@ -19,10 +19,11 @@ import torch
 from bench import cost, growth, origin, tables
 from bench.contender import IMAGES, SAMPLES
 from bench.processes import ROOT, alternate, environment, measure, variant
-from vae import data, leaderboard, metrics, model
+from vae import data, model
+from vae.evaluation import metrics, readme
 
 ROUNDS = 5
-SAME_NETWORK: dict[str, dict[str, Any]] = {  # as the origin's, in our words
+SAME_NETWORK: dict[str, dict[str, Any]] = {  # the network of the tutorial, as params.yaml
     "data": {"binarization": "none"},
     "model": {
         "architecture": "mlp",
@@ -42,18 +43,15 @@ SAME_NETWORK: dict[str, dict[str, Any]] = {  # as the origin's, in our words
 QUICK: dict[str, Any] = {"batch_size": 256, "learning_rate": 0.008, "schedule": "cosine"}
 ENOUGH: dict[str, dict[str, Any]] = {  # epochs to a grey neg-ELBO, in nats
     "origin_quality": {"epochs": 7, "kl_warmup_epochs": 3.5},  # 101.2, where the tutorial ended when it was first run
-    "origin_end": {"epochs": 9, "kl_warmup_epochs": 3},  # where it ends beside us
+    "origin_end": {"epochs": 9, "kl_warmup_epochs": 3},  # where it ends in this benchmark
 }
 
 
 def speed(folder: Path, mnist: Path) -> dict[str, float]:
-    """Epochs and evaluations, beside the origin and beside the bare matrix products."""
+    """Epochs and evaluations, next to the tutorial's and to the bare matrix products."""
     params = variant(folder / "params.yaml", **SAME_NETWORK)
-    ours, theirs = environment(), dict(os.environ) | {"PYTHONPATH": environment()["PYTHONPATH"]}
-    epochs = alternate(
-        {"epoch_origin": (params, theirs), "epoch_ours": (params, ours), "epoch_floor": (params, ours)}, mnist, ROUNDS
-    )
-    bounds = alternate({"evaluation_ours": (params, ours), "evaluation_floor": (params, ours)}, mnist, 2 * ROUNDS)
+    epochs = alternate(("epoch_origin", "epoch_ours", "epoch_floor"), params, mnist, ROUNDS)
+    bounds = alternate(("evaluation_ours", "evaluation_floor"), params, mnist, 2 * ROUNDS)
     return {
         "epoch_seconds_origin": epochs["epoch_origin"],
         "epoch_seconds_ours": epochs["epoch_ours"],
@@ -66,7 +64,7 @@ def speed(folder: Path, mnist: Path) -> dict[str, float]:
 
 
 def to_origin_quality(folder: Path, mnist: Path) -> dict[str, float]:
-    """Whole processes, from start to a saved model: the origin's, and ours with the same network."""
+    """Whole processes, from start to a saved model: the tutorial's, and ours with the same network."""
     weights = folder / "origin.pt"
     theirs = measure(
         [sys.executable, str(ROOT / "bench/origin.py"), str(mnist), str(weights)], folder, dict(os.environ)
@@ -82,11 +80,14 @@ def to_origin_quality(folder: Path, mnist: Path) -> dict[str, float]:
         here = folder / goal
         here.mkdir()
         params = variant(here / "params.yaml", **SAME_NETWORK | {"train": SAME_NETWORK["train"] | QUICK | enough})
-        outputs = [str(here / name) for name in ("vae.safetensors", "train.csv", "validation.json", "mlflow.json")]
+        outputs = {"model": "vae.safetensors", "curves": "train.csv", "validation": "val.json", "run": "mlflow.json"}
+        options = [word for name, file in outputs.items() for word in (f"--{name}", str(here / file))]
         env = environment(DVC_ROOT=str(here), MLFLOW_TRACKING_URI=f"sqlite:///{here}/mlflow.db")
-        command = [sys.executable, str(ROOT / "pipeline/train.py"), str(params), str(mnist), *outputs]
+        command = [sys.executable, str(ROOT / "pipeline/train.py"), str(params), str(mnist), *options]
         ours = measure(command, here, env)
-        bounds = metrics.over_images(model.load(Path(outputs[0])), test, 2, torch.Generator().manual_seed(0), "grey")
+        bounds = metrics.over_images(
+            model.load(here / outputs["model"]), test, 2, torch.Generator().manual_seed(0), "grey"
+        )
         figures |= {
             f"time_to_{goal}_seconds": ours.seconds,
             f"{goal}_reached_neg_elbo_grey_nats": (bounds.rate + bounds.distortion).mean().item(),
@@ -96,7 +97,7 @@ def to_origin_quality(folder: Path, mnist: Path) -> dict[str, float]:
 
 
 def machine() -> dict[str, Any]:
-    """Where the figures were measured."""
+    """The machine that gives the figures."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     packages = ("torch", "torchvision", "dvc", "mlflow", "numpy")
@@ -109,7 +110,7 @@ def machine() -> dict[str, Any]:
 
 
 def show(values: dict[str, Any], indent: str = "") -> None:
-    """Prints figures, one a line."""
+    """Prints one figure a line."""
     for name, value in values.items():
         if isinstance(value, dict):
             print(f"{indent}{name}")
@@ -125,8 +126,8 @@ def show(values: dict[str, Any], indent: str = "") -> None:
             )
 
 
-def main(mnist: Path, result: Path, readme: Path, parts: list[str]) -> None:
-    """Measures the parts, all where none is named, and writes `result` (other parts stay) and the README's tables."""
+def main(mnist: Path, result: Path, page: Path, parts: list[str]) -> None:
+    """Measures the parts, or all if none is named. Writes `result`, which keeps other parts, and `page`."""
     torch.set_num_threads(2)
     figures = json.loads(result.read_text()) if result.is_file() else {}
     figures |= {"machine": machine(), "threads": 2}
@@ -143,11 +144,11 @@ def main(mnist: Path, result: Path, readme: Path, parts: list[str]) -> None:
             show(values)
             figures |= values
             result.write_text(json.dumps(figures, indent=2) + "\n")
-    readme.write_text(leaderboard.insert(readme.read_text(), tables.table(figures), "bench"))
+    page.write_text(readme.insert(page.read_text(), tables.table(figures), "bench"))
 
 
 def rounded(value: Any) -> Any:
-    """Four digits: the rest is noise."""
+    """Rounds to four digits, because the others are noise."""
     if isinstance(value, dict):
         return {name: rounded(item) for name, item in value.items()}
     if isinstance(value, list):
@@ -156,5 +157,5 @@ def rounded(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    data_folder, result_path, readme_path = (Path(word).resolve() for word in sys.argv[1:4])
-    main(data_folder, result_path, readme_path, sys.argv[4:])
+    data_folder, result_path, page_path = (Path(word).resolve() for word in sys.argv[1:4])
+    main(data_folder, result_path, page_path, sys.argv[4:])

@@ -1,9 +1,15 @@
-"""One contender of the benchmark, in a process of its own: for each line on stdin it runs once and prints seconds.
+"""One contender of the benchmark, in a separate process: for each line on stdin it runs once and prints seconds.
 
-The contenders of a figure take turns, so that a drift of the machine's speed meets them all alike.
+The contenders of a figure take turns, so that a change of the machine's speed affects all of them.
 """
 
 import sys
+
+if sys.argv[1:2] != ["epoch_origin"]:  # before torch is imported, because it sets up the process as in a stage
+    from vae.runtime import command
+
+    command.keep_freed_memory()
+
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -11,18 +17,19 @@ from pathlib import Path
 
 import torch
 
-from vae import data, device, metrics, model, training
+from vae import data, device, model, training
+from vae.evaluation import metrics
 from vae.params import Params, load
 
-ENCODER, DECODER = (784, 512, 256, 40), (20, 256, 512, 784)  # the origin's layers; mu and logvar are one product
-IMAGES, SAMPLES = 100, 1000  # of an evaluation
+ENCODER, DECODER = (784, 512, 256, 40), (20, 256, 512, 784)  # the tutorial's layers, with mu and logvar as one product
+IMAGES, SAMPLES = 100, 1000  # in an evaluation
 
 
 def products(batch: int, config: Params) -> Callable[[bool], None]:
-    """The bare matrix products of the origin's network on a batch, in the precision that we train in.
+    """The bare matrix products of the tutorial's network on a batch, in the precision of `train.precision`.
 
-    Called with True: forward, and the gradients of all weights and of all activations but the images'. With False:
-    the decoder alone, forward.
+    Called with True, these are the forward products, and the gradients of all weights and of all activations except the
+    images. Called with False, these are the forward products of the decoder.
     """
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
 
@@ -57,7 +64,7 @@ def epoch_origin(_: Params, folder: Path) -> Callable[[], None]:
 
 
 def epoch_ours(config: Params, folder: Path, count: int | None = None) -> Callable[[], None]:
-    """Our epoch, of all images or of the first `count`."""
+    """An epoch of this library, with all images or with the first `count`."""
     images = data.load(folder, "train").images[:count]
     fit = training.Fit(model.VAE(config.model), config.train)
 
@@ -69,7 +76,7 @@ def epoch_ours(config: Params, folder: Path, count: int | None = None) -> Callab
 
 
 def epoch_floor(config: Params, folder: Path) -> Callable[[], None]:
-    """The products of an epoch."""
+    """The matrix products of an epoch."""
     step, images = products(config.train.batch_size, config), data.load(folder, "train").images
 
     def run() -> None:
@@ -93,7 +100,7 @@ def evaluation_ours(config: Params, folder: Path, count: int = IMAGES, samples: 
 
 
 def evaluation_floor(config: Params, _: Path) -> Callable[[], None]:
-    """The decoder's products for as many samples."""
+    """The matrix products of the decoder for the same number of samples."""
     decode = products(metrics.CHUNK, config)
 
     def run() -> None:
@@ -110,7 +117,7 @@ CONTENDERS: dict[str, Callable[..., Callable[[], None]]] = {
 
 
 def main(name: str, params: Path, folder: Path, *sizes: int) -> None:
-    """Answers each line on stdin with the seconds of one run; `sizes` where the contender takes any."""
+    """Answers each line on stdin with the seconds of one run. `sizes` are passed on to the contender."""
     config = load(params)
     torch.set_num_threads(config.train.threads)
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""What the whole pipeline costs: each stage's time and memory, and what of it is neither training nor evaluation."""
+"""The cost of the whole pipeline: time and memory of each stage, and the time outside training and evaluation."""
 
 import gzip
 import json
@@ -15,14 +15,14 @@ import yaml
 from bench.processes import ROOT, environment, measure
 
 IMPORTS = {
-    "import_torch_seconds": "from vae import command; import torch",
-    "import_mlflow_seconds": "from vae import command, tracking",
+    "import_torch_seconds": "from vae.runtime import command; import torch",
+    "import_mlflow_seconds": "from vae.runtime import command; import vae.tracking; import mlflow",
     "import_dvc_seconds": "import dvc.cli, dvc.repo",
 }
 
 
 def clone(folder: Path, data: Path) -> dict[str, str]:
-    """A fresh clone of the last commit, with the data set at hand; returns the environment to work in."""
+    """Makes a clone of the last commit, with a mirror of the data set. Returns the environment for commands in it."""
     subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
     (folder / "mirror").mkdir()
     for file in data.iterdir():
@@ -34,7 +34,7 @@ def clone(folder: Path, data: Path) -> dict[str, str]:
 
 
 def stage_seconds(folder: Path, env: dict[str, str]) -> tuple[float, dict[str, float]]:
-    """Runs `dvc repro`: the seconds of the whole, and of each stage from dvc's own lines."""
+    """Runs `dvc repro`. Returns its seconds, and the seconds of each stage from dvc's own lines."""
     started, stage, begun = time.perf_counter(), "", 0.0
     seconds: dict[str, float] = {}
     process = subprocess.Popen(
@@ -55,14 +55,16 @@ def stage_seconds(folder: Path, env: dict[str, str]) -> tuple[float, dict[str, f
 
 
 def proper_seconds(folder: Path) -> tuple[float, float]:
-    """What training and evaluation themselves took: the epochs, as MLflow has them, and the bounds."""
+    """The seconds of training and evaluation themselves: the epochs, from MLflow, and the bounds."""
     import torch
 
-    from vae import data, device, metrics, model, tracking
+    from vae import data, device, model
+    from vae.evaluation import metrics
     from vae.params import load
+    from vae.tracking.store import Store
 
     config = load(folder / "params.yaml")
-    store = tracking.Store(folder, config.track.experiment)
+    store = Store(folder, config.track.experiment)
     epochs = store.training_seconds(json.loads((folder / "metrics/mlflow.json").read_text())["run_id"])
     torch.set_num_threads(config.train.threads)
     vae = model.load(folder / "models/vae.safetensors")
@@ -74,7 +76,7 @@ def proper_seconds(folder: Path) -> tuple[float, float]:
 
 
 def fixed_cost(folder: Path, data: Path) -> dict[str, Any]:
-    """A default `dvc repro` from nothing, the parts of what is not training or evaluation proper, and peak memory."""
+    """A default `dvc repro` in a new clone, the parts of its time outside training and evaluation, and peak memory."""
     env = clone(folder, data)
     total, stages = stage_seconds(folder, env)
     training, evaluation = proper_seconds(folder)

@@ -1,4 +1,4 @@
-"""How cost grows: images, importance samples, width, and queue workers."""
+"""How cost grows with images, importance samples, width, and queue workers."""
 
 import shlex
 import subprocess
@@ -14,7 +14,7 @@ WORKERS, EXPERIMENTS = (1, 2, 4), 4
 
 
 def row(label: str, folder: Path, data: Path, images: int, samples: int, **model: Any) -> dict[str, Any]:
-    """Trains an epoch on `images` (`samples` 0), or bounds their likelihood, in a process of its own."""
+    """Trains an epoch on `images` images (`samples` 0), or bounds their likelihood, in a separate process."""
     params, result = variant(folder / "params.yaml", model=model), folder / "seconds"
     contender, sizes = ("evaluation_ours", [images, samples]) if samples else ("epoch_ours", [images])
     words = [sys.executable, "-m", "bench.contender", contender, params, data, *sizes]
@@ -24,7 +24,7 @@ def row(label: str, folder: Path, data: Path, images: int, samples: int, **model
 
 
 def workers(folder: Path, env: dict[str, str], count: int) -> dict[str, Any]:
-    """Four queued experiments of two epochs, and two of the prior, on the digits, by so many workers."""
+    """Runs four queued experiments on the digits, of two epochs and two epochs of the prior, with `count` workers."""
     run = lambda *command: subprocess.run(command, cwd=folder, env=env, check=True, capture_output=True)  # noqa: E731
     seeds = ",".join(str(100 * count + index) for index in range(EXPERIMENTS))
     run("dvc", "exp", "run", "--queue", "-S", f"train.seed={seeds}", "-S", "data.name=digits", "-S", "train.epochs=2")

@@ -1,6 +1,6 @@
-"""The tutorial that this project grew from: an MLP VAE on grey MNIST, fed by a DataLoader. What `make bench` beats.
+"""The tutorial that this project grew from: an MLP VAE on grey MNIST, fed by a DataLoader.
 
-As a script: trains for 20 epochs and saves the weights, `python bench/origin.py DATA WEIGHTS`.
+As a script it trains for 20 epochs and saves the weights: `python bench/origin.py DATA WEIGHTS`.
 """
 
 import sys
@@ -35,7 +35,7 @@ class VAE(nn.Module):
 
 
 class Training:
-    """The tutorial's loop, an epoch at a time."""
+    """The tutorial's loop, one epoch at a time."""
 
     def __init__(self, data: Path) -> None:
         torch.manual_seed(0)
@@ -51,7 +51,7 @@ class Training:
         self.likelihood = nn.BCELoss(reduction="sum")
 
     def epoch(self) -> float:
-        """Trains on every image once; returns the mean loss."""
+        """Trains on every image once, and returns the mean loss."""
         total = 0.0
         for x, _ in self.loader:
             reconstruction, mu, logvar = self.model(x)

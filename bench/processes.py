@@ -1,8 +1,9 @@
-"""Processes that are measured: their time, their peak memory, and parameters of their own."""
+"""Measured processes: their time, their peak memory, and their params.yaml."""
 
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[1]
-# A process of its own, because a child's peak memory begins at what its parent holds, and the benchmark holds torch.
+# A separate process, because the peak memory of a child starts at the memory of its parent, which has loaded torch.
 WATCH = """
 import os, subprocess, sys, time
 started = time.perf_counter()
@@ -24,11 +25,9 @@ with open(sys.argv[1], "w") as file:
 """
 
 
-def environment(program: str = "compute", **extra: str) -> dict[str, str]:
-    """The environment that dvc.yaml starts a stage with."""
-    words = yaml.safe_load((ROOT / "dvc.yaml").read_text())["vars"][0][program].split()
-    settings = dict(word.split("=") for word in words if "=" in word)
-    return os.environ | settings | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"} | extra
+def environment(**extra: str) -> dict[str, str]:
+    """The environment of a process that imports this library and this benchmark."""
+    return os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"} | extra
 
 
 @dataclass(frozen=True)
@@ -38,10 +37,10 @@ class Measured:
 
 
 def measure(command: list[str] | str, folder: Path, env: dict[str, str]) -> Measured:
-    """Runs a command (one string: a shell line) and waits for it; peak memory is that of its largest process.
+    """Runs a command (a string is a line of shell) and waits for it. Peak memory is of its largest process.
 
     Raises:
-        SystemExit: it failed; its output is shown.
+        SystemExit: it failed. The message has its output.
     """
     words = ["sh", "-c", command] if isinstance(command, str) else command
     log, result = folder / "bench.log", folder / "bench.measured"
@@ -55,7 +54,7 @@ def measure(command: list[str] | str, folder: Path, env: dict[str, str]) -> Meas
 
 
 def variant(path: Path, **sections: dict[str, Any]) -> Path:
-    """Writes the project's params.yaml with other values to `path`."""
+    """Writes the project's params.yaml with these values to `path`."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     for name, values in sections.items():
         params[name] |= values
@@ -63,17 +62,17 @@ def variant(path: Path, **sections: dict[str, Any]) -> Path:
     return path
 
 
-def alternate(contenders: dict[str, tuple[Path, dict[str, str]]], data: Path, rounds: int) -> dict[str, float]:
-    """The median seconds of each contender, a process each, over rounds in which all take a turn; one warms up."""
+def alternate(contenders: Sequence[str], params: Path, data: Path, rounds: int) -> dict[str, float]:
+    """The median seconds of each contender over rounds in which each takes a turn, after one round to warm up."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
     with ExitStack() as stack:
         processes = {}
-        for name, (params, env) in contenders.items():
+        for name in contenders:
             processes[name] = stack.enter_context(
                 subprocess.Popen(
                     [sys.executable, "-m", "bench.contender", name, str(params), str(data)],
                     cwd=ROOT,
-                    env=env,
+                    env=environment(),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     text=True,

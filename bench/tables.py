@@ -1,10 +1,10 @@
-"""The README's tables of metrics/bench.json."""
+"""The tables of docs/speed.md, from metrics/bench.json."""
 
 from typing import Any
 
 
 def table(figures: dict[str, Any]) -> str:
-    """Speed beside the tutorial and the machine's limit, the parts of the fixed cost, and how cost grows."""
+    """Speed next to the tutorial and the machine's limit, the parts of the fixed cost, and how cost grows."""
     parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in figures["fixed_cost_parts_seconds"].items())
     peaks = ", ".join(f"{name} {mib:.0f}" for name, mib in figures["peak_memory_mib"].items())
     rows = [

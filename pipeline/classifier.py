@@ -1,20 +1,20 @@
-"""Stage `classifier`: fits the classifier that stage `quality` measures with."""
+"""Stage `classifier`: fits the classifier that stage `quality` uses."""
 
-from vae import command
+from vae.runtime import command
 
 # isort: split
-import hashlib
-import json
 from pathlib import Path
 
 import torch
 
-from vae import classifier, cores, data
+from vae import data
+from vae.evaluation import classifier
 from vae.params import load
+from vae.runtime import cores, files
 
 
-def main(params: Path, data_folder: Path, network_path: Path, result: Path) -> None:
-    """Fits the classifier, on the CPU: the same weights on each machine of a kind."""
+def main(params: Path, data_folder: Path, *, network: Path, result: Path) -> None:
+    """Fits the classifier on the CPU, so that machines of one kind get the same weights."""
     config = load(params)
     torch.set_num_threads(config.classifier.threads)
     train, test = data.load(data_folder, "train"), data.load(data_folder, "t10k")
@@ -22,16 +22,14 @@ def main(params: Path, data_folder: Path, network_path: Path, result: Path) -> N
     labels, val_labels = data.split_validation(train.labels, config.classifier.validation)
 
     with cores.turn(config.classifier.threads):
-        network = classifier.fit(images, labels, config.classifier)
-        classifier.save(network, network_path)
-        values = {
-            "test_accuracy": classifier.accuracy(network, test.images, test.labels),
-            "validation_accuracy": classifier.accuracy(network, val_images, val_labels),
-            "sha256": hashlib.sha256(network_path.read_bytes()).hexdigest(),
+        fitted = classifier.fit(images, labels, config.classifier)
+        classifier.save(fitted, network)
+        accuracy = {
+            "test_accuracy": classifier.accuracy(fitted, test.images, test.labels),
+            "validation_accuracy": classifier.accuracy(fitted, val_images, val_labels),
         }
-    result.parent.mkdir(parents=True, exist_ok=True)
-    result.write_text(json.dumps(values, indent=2) + "\n")
-    print(f"test accuracy {values['test_accuracy']:.4f}, validation {values['validation_accuracy']:.4f}")
+    files.write_json(result, accuracy | {"sha256": files.sha256(network)})
+    print(f"test accuracy {accuracy['test_accuracy']:.4f}, validation {accuracy['validation_accuracy']:.4f}")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from vae import command, mirrors
 from vae.params import load
+from vae.runtime import command, mirrors
 
 
 def main(params: Path, data: Path) -> None:

@@ -1,6 +1,6 @@
 """Stage `generate`: new digits from the prior, and interpolations between digits of the validation split."""
 
-from vae import command
+from vae.runtime import command
 
 # isort: split
 from pathlib import Path
@@ -8,41 +8,42 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vae import data, device, model, plots, prior
+from vae import data, device, model, prior
 from vae.errors import InputError
+from vae.evaluation import plots
 from vae.params import load
 
-ROW = 10  # the row of digits that the origin of this project ends with
+ROW = 10  # digits in the row with which the tutorial ends
 STEPS = 12  # pictures of an interpolation, both ends included
 
 
 @torch.no_grad()
-def main(params: Path, data_folder: Path, model_path: Path, samples: Path) -> None:
+def main(params: Path, data_folder: Path, model_file: Path, samples: Path) -> None:
     """Draws new digits."""
     config = load(params)
-    place = device.choose(config.train.device)
+    where = device.choose(config.train.device)
     torch.set_num_threads(config.train.threads)
-    vae = model.load(model_path, place)
+    vae = model.load(model_file, where)
     _, validation = data.split_validation(data.load(data_folder, "train").images, config.data.validation)
     ends = 2 * config.generate.interpolations
     if len(validation) < ends:
         raise InputError(
-            f"params.yaml: generate.interpolations: {ends // 2} need {ends} validation images, and there are "
+            f"{params}: generate.interpolations: {ends // 2} need {ends} validation images, and there are "
             f"{len(validation)}; lower it, or raise data.validation"
         )
-    generator = torch.Generator(place).manual_seed(config.generate.seed)
+    generator = torch.Generator(where).manual_seed(config.generate.seed)
     count = config.generate.rows * config.generate.columns
 
     z = vae.prior.sample(max(count, ROW), generator)  # (N, D)
-    means = torch.sigmoid(vae.decode(z))  # (N, P), the probability of each pixel
+    means = vae.means(z)  # (N, P)
     pixels = torch.bernoulli(means, generator=generator).to(torch.uint8)  # (N, P)
     plots.save_grid(samples / "grid.png", means[:count].cpu().numpy(), config.generate.columns)
     plots.save_grid(samples / "row.png", means[:ROW].cpu().numpy(), ROW)
     np.savez(samples / "samples.npz", z=z.cpu().numpy(), means=means.cpu().numpy(), pixels=pixels.cpu().numpy())
 
-    mu, _ = vae.encode(data.unit(validation[:ends].to(place)))  # (2 R, D)
+    mu, _ = vae.encode(data.unit(validation[:ends].to(where)))  # (2 R, D)
     paths = prior.path(vae.prior, mu[::2], mu[1::2], STEPS).transpose(0, 1)  # (R, S, D)
-    plots.save_grid(samples / "interpolations.png", torch.sigmoid(vae.decode(paths)).flatten(0, 1).cpu().numpy(), STEPS)
+    plots.save_grid(samples / "interpolations.png", vae.means(paths).flatten(0, 1).cpu().numpy(), STEPS)
     print(f"{count} digits in {samples / 'grid.png'}")
 
 

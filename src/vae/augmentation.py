@@ -1,21 +1,21 @@
-"""Training images moved a little, so that a long training has more to learn from than the images that there are."""
+"""Data augmentation: random small rotations, scales, shears and shifts."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vae.data import SIDE
+from vae.idx import SIDE
 
-# The most that an image is moved by, each way. One call draws a map for each image, where torchvision's transforms draw
-# one for a whole batch.
+# The largest change in each direction. One call draws a map for each image, while torchvision's transforms draw one for
+# a whole batch.
 ROTATION = 0.2  # radians
-SCALE = 0.12  # of each axis, by itself
+SCALE = 0.12  # of each axis separately
 SHEAR = 0.2
 SHIFT = 0.12  # of half the width of an image
 
 
 def affine_maps(count: int, generator: torch.Generator) -> Tensor:
-    """Random rotations, each with a scale of both axes, a shear and a shift. Returns (count, 2, 3)."""
+    """Random rotations, each with a scale of each axis, a shear and a shift. Returns (count, 2, 3)."""
     uniform = 2 * torch.rand(6, count, generator=generator, device=generator.device) - 1
     angle, wide, high, shear, right, down = uniform  # (count,) each
     cos, sin = torch.cos(ROTATION * angle), torch.sin(ROTATION * angle)
@@ -34,5 +34,5 @@ def augment(grey: Tensor, share: float, generator: torch.Generator) -> Tensor:
         return grey
     images = grey[chosen].view(-1, 1, SIDE, SIDE).float()
     grid = F.affine_grid(affine_maps(len(chosen), generator), list(images.shape), align_corners=False)
-    moved = F.grid_sample(images, grid, align_corners=False)  # black where it looks beyond the image
+    moved = F.grid_sample(images, grid, align_corners=False)  # black beyond the edges
     return grey.index_copy(0, chosen, moved.round().to(torch.uint8).flatten(1))

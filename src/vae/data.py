@@ -1,19 +1,15 @@
 """Data sets as whole uint8 tensors, their splits, and binarization."""
 
 import math
-import struct
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from vae import idx
 from vae.errors import InputError
-
-SIDE = 28
-PIXELS = SIDE * SIDE
-IDX_HEADER = {"images": struct.Struct(">4i"), "labels": struct.Struct(">2i")}  # magic, count[, rows, columns]
-IDX_MAGIC = {"images": 0x803, "labels": 0x801}  # unsigned byte, 3 and 1 dimensions
+from vae.idx import PIXELS, SIDE
 
 
 class Split(NamedTuple):
@@ -24,12 +20,12 @@ class Split(NamedTuple):
 def read_idx(path: Path, kind: str) -> Tensor:
     """Reads an IDX file of 28x28 images, (N, 784), or of labels, (N,), as uint8.
 
-    The file is mapped and not copied, and read as torchvision reads it.
+    The file is memory-mapped, not copied. The bytes are interpreted as torchvision does.
 
     Raises:
-        InputError: the file is missing, or not a whole IDX file of that kind.
+        InputError: the file is missing, or is not a whole IDX file of that kind.
     """
-    header, remedy = IDX_HEADER[kind], "fetch it again with `dvc repro --force download`"
+    header, remedy = idx.HEADER[kind], "fetch it again with `dvc repro --force download`"
     if not path.is_file():
         raise InputError(f"{path}: no such file; {remedy}")
     size = path.stat().st_size
@@ -38,7 +34,7 @@ def read_idx(path: Path, kind: str) -> Tensor:
     with path.open("rb") as file:
         magic, count, *shape = header.unpack(file.read(header.size))
     if (
-        magic != IDX_MAGIC[kind]
+        magic != idx.MAGIC[kind]
         or any(side != SIDE for side in shape)
         or size != header.size + count * math.prod(shape)
     ):

@@ -1,4 +1,4 @@
-"""Where a model computes, and in which precision."""
+"""The device that computes, and its precision."""
 
 import torch
 
@@ -6,7 +6,7 @@ from vae.errors import InputError
 
 
 def choose(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU.
+    """`auto` is CUDA if there is a CUDA device, else the CPU.
 
     Raises:
         InputError: the named device is not on this machine.
@@ -19,5 +19,5 @@ def choose(name: str) -> torch.device:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """`bf16`: matrix products in bfloat16, with sums and losses in float32; `fp32`: float32 throughout."""
+    """`bf16`: matrix products in bfloat16, sums and losses in float32. `fp32`: everything in float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

@@ -1,5 +1,5 @@
-"""The one error that a user can mend."""
+"""The one error that a user can fix."""
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong; the message names it, says why, and gives the way out."""
+    """Wrong input. The message names the key or file, what is wrong, and the way out."""

@@ -1,4 +1,4 @@
-"""What the networks and the priors are built of."""
+"""Parts that the networks and the priors share."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Leaves bfloat16 behind where autocast has been; float64 stays. Shapes: any -> the same."""
+    """Converts bfloat16, the output of autocast, to float32, and leaves float64 as it is. Any shape."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def mlp(widths: Sequence[int]) -> nn.Sequential:
-    """Linear layers of these widths, with a ReLU between two."""
+    """Linear layers of these widths, with ReLUs between them."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
         layers += [nn.Linear(inputs, outputs), nn.ReLU(inplace=True)]

@@ -1,4 +1,4 @@
-"""The VAE: an encoder, a decoder and a prior. Networks return distribution parameters, never losses."""
+"""The VAE: an encoder, a decoder and a prior. Networks return parameters of distributions, never losses."""
 
 from pathlib import Path
 
@@ -7,14 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vae import weights
-from vae.data import PIXELS, SIDE
+from vae.idx import PIXELS, SIDE
 from vae.layers import at_least_float32, mlp
 from vae.params import Model
 from vae.prior import PRIORS, Prior
 
+CHUNK = 1000  # sampled images that are decoded at a time
+
 
 class MlpEncoder(nn.Module):
-    """q(z|x) = N(mu(x), diag(e^logvar(x))) by linear layers of the widths `model.encoder`."""
+    """q(z|x) = N(mu(x), diag(e^logvar(x))), with linear layers of the widths `model.encoder`."""
 
     def __init__(self, config: Model) -> None:
         super().__init__()
@@ -27,7 +29,7 @@ class MlpEncoder(nn.Module):
 
 
 class MlpDecoder(nn.Module):
-    """p(x|z) = prod_p Bernoulli(x_p; sigmoid(l_p(z))) by linear layers of the widths `model.decoder`."""
+    """p(x|z) = prod_p Bernoulli(x_p; sigmoid(l_p(z))), with linear layers of the widths `model.decoder`."""
 
     def __init__(self, config: Model) -> None:
         super().__init__()
@@ -35,7 +37,7 @@ class MlpDecoder(nn.Module):
 
     @property
     def bias(self) -> nn.Parameter:
-        """The logit of each pixel, apart from z. (P,)."""
+        """The part of each pixel's logit that does not depend on z. (P,)."""
         return self.layers[-1].bias  # type: ignore[return-value]
 
     def forward(self, z: Tensor) -> Tensor:
@@ -52,13 +54,13 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (B, C, H, W) -> (B, C, H, W)."""
-        return self.conv(F.relu(x)).add_(x)  # in place: one tensor less goes through the caches
+        return self.conv(F.relu(x)).add_(x)  # in place, so that one tensor less passes through the caches
 
 
 def fold(x: Tensor) -> Tensor:
     """Moves each 2x2 square of pixels into the channels: (B, C, 2H, 2W) -> (B, H, W, 4C).
 
-    With a linear layer behind it this is a convolution of stride 2, at half the time of torch's own on a CPU.
+    Followed by a linear layer this is a convolution of stride 2, in half the time of torch's own on a CPU.
     """
     x = x.permute(0, 2, 3, 1)  # (B, 2H, 2W, C)
     x = x.unflatten(1, (-1, 2)).unflatten(3, (-1, 2))  # (B, H, 2, W, 2, C)
@@ -72,12 +74,12 @@ def unfold(x: Tensor) -> Tensor:
 
 
 def residuals(channels: int, count: int) -> nn.Sequential:
-    """That many residual blocks in a row."""
+    """A sequence of `count` residual blocks."""
     return nn.Sequential(*(Residual(channels) for _ in range(count)))
 
 
 class ConvEncoder(nn.Module):
-    """q(z|x) by residual blocks at 7x7; the resolution halves by folding 2x2 pixels into channels."""
+    """q(z|x) by residual blocks at 7x7. Folding 2x2 pixels into channels halves the resolution."""
 
     def __init__(self, config: Model) -> None:
         super().__init__()
@@ -98,7 +100,7 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """p(x|z) by residual blocks at 7x7 and 14x14; the resolution doubles by unfolding channels into 2x2 pixels."""
+    """p(x|z) by residual blocks at 7x7 and 14x14. Unfolding channels into 2x2 pixels doubles the resolution."""
 
     def __init__(self, config: Model) -> None:
         super().__init__()
@@ -107,8 +109,10 @@ class ConvDecoder(nn.Module):
         self.blocks7 = residuals(self.deep, config.blocks)
         self.up = nn.Linear(self.deep, 4 * wide)
         self.blocks14 = residuals(wide, config.blocks)
-        self.leave = nn.Linear(wide, 4, bias=False)  # a convolution to so few channels takes as long as one to 16
-        self.bias = nn.Parameter(torch.zeros(PIXELS))  # of each pixel: convolutions do not know where they are
+        self.leave = nn.Linear(wide, 4, bias=False)  # linear: a convolution to 4 channels takes as long as one to 16
+        self.bias = nn.Parameter(
+            torch.zeros(PIXELS)
+        )  # one for each pixel, because convolutions are the same at every pixel
 
     def forward(self, z: Tensor) -> Tensor:
         """Shapes: z (..., D) -> logits (..., P)."""
@@ -137,12 +141,20 @@ class VAE(nn.Module):
         self.decode = DECODERS[config.architecture](config)
         self.prior = PRIORS[config.prior](config)
 
+    def means(self, z: Tensor) -> Tensor:
+        """E[x|z], the probability that each pixel is white. Shapes: z (..., D) -> (..., P), at least float32."""
+        return torch.sigmoid(at_least_float32(self.decode(z)))
+
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """The mean images of `count` samples of the prior. Returns (count, P)."""
+        return torch.cat([self.means(z) for z in self.prior.sample(count, generator).split(CHUNK)])
+
 
 def save(model: VAE, path: Path) -> None:
-    """Writes the weights with the model's configuration: the same weights give the same bytes."""
+    """Writes the weights and the model's configuration. Equal weights give equal bytes."""
     weights.save(model, model.config, path)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> VAE:
-    """Reads a model that `save` wrote. Raises InputError as `weights.load` does."""
+    """Reads a model that `save` wrote. Raises InputError like `weights.load`."""
     return weights.load(path, Model, VAE, "train it again with `dvc repro --force train`", device)

@@ -1,4 +1,4 @@
-"""Log-densities and bounds, each per image and in nats. Shapes: B images or samples, P pixels, D latents."""
+"""Log-densities and bounds, per image and in nats. Shapes: B images or samples, P pixels, D latents."""
 
 import math
 from typing import Any
@@ -7,26 +7,26 @@ import torch
 from torch import Tensor
 
 from vae.model import VAE
+from vae.prior import LOG_2PI
 
-LOG_2PI = math.log(2 * math.pi)
-SHARING = 16  # pixels that share a logarithm
+GROUP = 16  # pixels whose sigmoids are multiplied before the logarithm is taken
 
 
 class _BernoulliLogProb(torch.autograd.Function):
     """sum_p x l - log(1 + e^l), written as sum_p (x - 1/2) l - |l| / 2 + log sigmoid(|l|).
 
-    A logarithm is the dearest pass on a CPU (`log1p` ten times dearer still), so 16 sigmoids, each in [1/2, 1], share
-    one. The gradient in l is x - sigmoid(l): one pass back where autograd would take six.
+    The logarithm is the slowest pass on a CPU (`log1p` is ten times slower still). So it is taken of products of 16
+    sigmoids, each in [1/2, 1]. The gradient in l is x - sigmoid(l): one backward pass instead of autograd's six.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, logits: Tensor) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(x, logits)
-        values = logits.to(x.dtype, copy=True)  # (..., P), to be written over
+        values = logits.to(x.dtype, copy=True)  # (..., P), overwritten below
         linear = ((x - 0.5) * values).sum(dim=-1)
         size = values.abs_()
         linear -= 0.5 * size.sum(dim=-1)
-        products = size.sigmoid_().unflatten(-1, (math.gcd(SHARING, size.shape[-1]), -1)).prod(dim=-2)  # (..., P / 16)
+        products = size.sigmoid_().unflatten(-1, (math.gcd(GROUP, size.shape[-1]), -1)).prod(dim=-2)  # (..., P / 16)
         return linear + products.log_().sum(dim=-1)
 
     @staticmethod
@@ -36,7 +36,7 @@ class _BernoulliLogProb(torch.autograd.Function):
 
 
 def bernoulli_log_prob(x: Tensor, logits: Tensor) -> Tensor:
-    """log p(x|z) = sum over pixels of x l - log(1 + e^l), which on grey x is minus the cross-entropy.
+    """log p(x|z) = sum over pixels of x l - log(1 + e^l). For grey x this is the negative cross-entropy.
 
     Shapes: x (B, P) in [0, 1], logits (B, P) -> (B,).
     """
@@ -57,15 +57,15 @@ def sample_posterior(mu: Tensor, logvar: Tensor, generator: torch.Generator) -> 
 def elbo_terms(model: VAE, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """The two parts of ELBO(x) = -(rate + distortion) from one sample z ~ q(z|x) (Kingma & Welling 2014, eq. 3).
 
-    rate = log q(z|x) - log p(z), distortion = -log p(x|z). Where the prior is the standard normal the rate is
-    the closed form KL(q(z|x) || p(z)), which has the same mean and no noise of its own.
+    rate = log q(z|x) - log p(z), distortion = -log p(x|z). If the prior is the standard normal, the rate is the closed
+    form KL(q(z|x) || p(z)), which has the same mean and less noise.
 
     Shapes: x (B, P) -> (B,), (B,).
     """
     mu, logvar = model.encode(x)  # (B, D), (B, D)
     z = sample_posterior(mu, logvar, generator)  # (B, D)
     distortion = -bernoulli_log_prob(x, model.decode(z))  # (B,)
-    rate = model.prior.kl(mu, logvar)  # (B,), or None where no closed form is known
+    rate = model.prior.kl(mu, logvar)  # (B,), or None if there is no closed form
     if rate is None:
         rate = gaussian_log_prob(z, mu, logvar) - model.prior.log_prob(z)
     return rate, distortion
@@ -74,12 +74,12 @@ def elbo_terms(model: VAE, x: Tensor, generator: torch.Generator) -> tuple[Tenso
 def importance_weighted_loss(
     model: VAE, x: Tensor, samples: int, beta: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A loss whose gradient is that of -log (1/K) sum_k w_k, doubly reparameterized (Tucker et al. 2019, eq. 8).
+    """A loss with the gradient of -log (1/K) sum_k w_k, doubly reparameterized (Tucker et al. 2019, eq. 8).
 
-    With v_k = w_k / sum_j w_j the decoder and the prior get sum_k v_k d log w_k, and the encoder, through z alone,
-    sum_k v_k^2 d log w_k: its noise does not grow with K. Here log w = -(beta * rate + distortion); the encoder's share
-    is v_k^2 for any beta, which is its gradient where beta is 1 and, while beta rises, a shorter step.
-    Returns the loss, and the mean rate and distortion of the same samples, which are the ELBO's.
+    Let v_k = w_k / sum_j w_j. The decoder and the prior get sum_k v_k d log w_k. The encoder gets, through z alone,
+    sum_k v_k^2 d log w_k, so its noise does not grow with K. Here log w = -(beta * rate + distortion). The encoder gets
+    the factor v_k^2 for any beta: this is its gradient if beta is 1, and a shorter step while beta rises.
+    Returns the loss, and the mean rate and distortion of the same samples, which are the parts of the ELBO.
 
     Shapes: x (B, P) -> (B,), (B,), (B,).
     """
@@ -96,7 +96,7 @@ def importance_weighted_loss(
 def prior_rate(model: VAE, x: Tensor, samples: int, generator: torch.Generator) -> Tensor:
     """log q(z|x) - log p(z), the mean over K samples, with a gradient in the prior alone.
 
-    Fitted to it the prior approaches the aggregate posterior E_x q(z|x), its optimum (Tomczak & Welling 2018, eq. 5).
+    Its optimum is the aggregate posterior E_x q(z|x) (Tomczak & Welling 2018, eq. 5).
 
     Shapes: x (B, P) -> (B,).
     """
@@ -111,7 +111,7 @@ def log_weights(
 ) -> tuple[Tensor, Tensor]:
     """The parts of log w = log p(x|z) + log p(z) - log q(z|x) for K samples of each image (Burda et al. 2016).
 
-    `posterior` is `model.encode(x)`, so that who takes the samples in parts encodes the images once.
+    `posterior` is `model.encode(x)`, so that a caller that takes the samples in parts encodes the images once.
     Returns (rate, distortion), with log w = -(rate + distortion).
 
     Shapes: x (B, P), posterior (B, D), (B, D) -> (B, K), (B, K).

@@ -1,6 +1,6 @@
 """Adam, and Muon for the matrices and convolutions of a network.
 
-Both are plain classes: `torch.optim.Optimizer` imports all of torch's compiler when the first one is built, 1.5 s.
+Both are plain classes, because the first `torch.optim.Optimizer` imports torch's whole compiler, which takes 1.5 s.
 """
 
 import math
@@ -19,7 +19,7 @@ EPSILON = 1e-14
 
 
 def rate_factor(schedule: str, progress: float, step: int, warmup_steps: int) -> float:
-    """The share of the learning rates at `step`: a linear warm-up, then constant, or a half cosine to zero
+    """The factor of the learning rates at `step`: a linear warm-up, then constant, or a half cosine to zero
     (Loshchilov & Hutter 2017) as `progress` goes from 0 to 1."""
     warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
     decay = 0.5 * (1 + math.cos(math.pi * progress)) if schedule == "cosine" else 1.0
@@ -27,14 +27,14 @@ def rate_factor(schedule: str, progress: float, step: int, warmup_steps: int) ->
 
 
 def orthogonalizer(grams: Tensor) -> Tensor:
-    """The matrix A for which A X has every singular value near 1, from G = X X^T.
+    """The matrix A that brings every singular value of A X near 1, from G = X X^T.
 
     X <- p(X X^T) X with p(G) = a + b G + c G^2, five times (Jordan et al. 2024). All p(G) are polynomials in the first
-    G, so their product and the G of each step need only products of the small side of X. Rows and columns of zeros do
-    no harm. Shapes: (N, R, R) -> (N, R, R).
+    G, so their product and the G of each step need only products of the small side of X. Padding with rows and columns
+    of zeros does no harm. Shapes: (N, R, R) -> (N, R, R).
     """
     a, b, c = COEFFICIENTS
-    scale = grams.diagonal(dim1=-2, dim2=-1).sum(dim=-1)[:, None, None] + EPSILON  # the square of X's Frobenius norm
+    scale = grams.diagonal(dim1=-2, dim2=-1).sum(dim=-1)[:, None, None] + EPSILON  # |X|^2, of the Frobenius norm
     grams, identity = grams / scale, torch.eye(grams.shape[-1], device=grams.device)
     product = identity / scale.sqrt()
     for _ in range(STEPS):
@@ -53,11 +53,11 @@ class Optimizer:
         self.buffers = {name: [torch.zeros_like(p) for p in self.params] for name in buffers}
 
     def step(self, factor: float) -> None:
-        """One update at this share of the learning rate."""
+        """One update with `factor` times the learning rate."""
         raise NotImplementedError
 
     def gradients(self) -> list[Tensor]:
-        """The gradient of every parameter; where one has none, backward did not reach it."""
+        """The gradients of all parameters. Each has one after `backward`."""
         return [cast(Tensor, p.grad) for p in self.params]
 
     def state_dict(self) -> dict[str, Any]:
@@ -99,8 +99,8 @@ class Adam(Optimizer):
 class Muon(Optimizer):
     """w <- w - lr sqrt(max(1, rows / columns)) orthogonalize(momentum) (Jordan et al. 2024).
 
-    A convolution is the matrix (out, in * height * width). Their Gram matrices are padded with zeros to a few common
-    sizes, so that a network of small ones costs a few batched products a step and not hundreds of small ones.
+    A convolution is the matrix (out, in * height * width). The Gram matrices are padded with zeros to a few common
+    sizes, so that a step takes a few batched products instead of hundreds of small ones.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], learning_rate: float) -> None:
@@ -115,10 +115,10 @@ class Muon(Optimizer):
 
 
 def directions(updates: list[Tensor]) -> list[Tensor]:
-    """Orthogonalizes tensors of any shapes of two or more dimensions, each times sqrt(max(1, rows / columns))."""
+    """Orthogonalizes tensors of two or more dimensions, and multiplies each by sqrt(max(1, rows / columns))."""
     matrices = [update.flatten(1) for update in updates]
     wide = [matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T for matrix in matrices]
-    sizes: dict[int, list[int]] = {}  # which go together: their small sides are of the same power of 4
+    sizes: dict[int, list[int]] = {}  # by the power of 4 of the small side: matrices that are padded together
     for index, matrix in enumerate(wide):
         sizes.setdefault(len(matrix).bit_length() // 2, []).append(index)
     result = list(updates)

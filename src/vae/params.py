@@ -1,4 +1,4 @@
-"""The strict, typed schema of params.yaml, the only home of numbers."""
+"""The strict, typed schema of params.yaml, the only file with settings."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +14,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Width = Annotated[int, Field(ge=1, le=16384)]
 Widths = Annotated[list[Width], Field(min_length=1, max_length=16)]
+TRAINING = ("data", "model", "train")  # the sections that decide which model a training makes
+NOT_IN_PIPELINE = {"annealing", "classifier", "quality"}  # the sections that no stage of dvc.yaml reads
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 
 
@@ -130,7 +132,7 @@ class Params(Section):
 
 
 def _explain(error: ValidationError, path: Path) -> str:
-    """The first thing that is wrong, in one line."""
+    """The first error, in one line."""
     detail = error.errors(include_url=False)[0]
     if not detail["loc"]:
         return f"{path}: must be a mapping with the blocks {', '.join(Params.model_fields)}, got {detail['input']!r}"
@@ -152,11 +154,11 @@ def _explain(error: ValidationError, path: Path) -> str:
 def parse(text: str, path: Path = Path("params.yaml")) -> Params:
     """Parses the text of params.yaml.
 
-    Every scalar is read as text and typed by the schema alone. YAML 1.1 and 1.2 disagree on what `1e-05`,
-    `012`, `on` and `12:30` mean, and DVC writes one dialect where PyYAML reads the other.
+    Every scalar is read as text, and the schema alone gives it a type. YAML 1.1 and 1.2 disagree on the meaning of
+    `1e-05`, `012`, `on` and `12:30`, and DVC writes one dialect while PyYAML reads the other.
 
     Raises:
-        InputError: not YAML, an unknown or missing key, or a value of the wrong type or range.
+        InputError: the text is not YAML, a key is unknown or missing, or a value has the wrong type or range.
     """
     try:
         tree = yaml.load(text, Loader=yaml.BaseLoader)

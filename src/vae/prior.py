@@ -1,4 +1,4 @@
-"""Priors p(z): the standard normal, and the learned ones. All give log-densities in nats and samples."""
+"""Priors p(z): the standard normal, and learned ones. Each has log-densities in nats and samples."""
 
 import math
 from itertools import cycle, islice
@@ -35,19 +35,21 @@ class StandardNormal(nn.Module):
 
 
 class Mixture(nn.Module):
-    """p(z) = sum_c w_c N(z; m_c, diag(v_c)), a mixture of C Gaussians, all of it learned."""
+    """p(z) = sum_c w_c N(z; m_c, diag(v_c)), a learned mixture of C Gaussians."""
 
     def __init__(self, config: Model) -> None:
         super().__init__()
         shape = config.mixture_components, config.latent_dim
-        self.mean = nn.Parameter(torch.randn(shape))  # (C, D), apart, or the components would stay alike
+        self.mean = nn.Parameter(
+            torch.randn(shape)
+        )  # (C, D), random, because equal components would get equal gradients
         self.logvar = nn.Parameter(torch.zeros(shape))  # (C, D)
         self.logits = nn.Parameter(torch.zeros(shape[0]))  # (C,)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """The squares are multiplied out, so that all components cost one matrix product. (..., D) -> (...).
+        """The squares are multiplied out, so that all components take one matrix product. (..., D) -> (...).
 
-        Computed in bits: of the components far away, 2^x underflows at full speed and torch's e^x at a tenth of it.
+        Computed in bits: for distant components 2^x underflows at full speed, and torch's e^x at a tenth of it.
         """
         with torch.autocast(z.device.type, enabled=False):  # differences of large numbers: not in bfloat16
             precision = torch.exp(-self.logvar)  # (C, D)
@@ -59,7 +61,7 @@ class Mixture(nn.Module):
             return LN_2 * (most[..., 0] + torch.log2(torch.exp2(joint - most).sum(dim=-1)))
 
     def kl(self, mu: Tensor, logvar: Tensor) -> Tensor | None:
-        """None: a mixture has no closed form."""
+        """None, because a mixture has no closed form."""
         return None
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
@@ -73,8 +75,8 @@ class Mixture(nn.Module):
 class Flow(nn.Module):
     """p(z) by a real-valued non-volume-preserving flow (RealNVP, Dinh et al. 2017) to a mixture of Gaussians.
 
-    Each coupling takes two halves a, b of the latents to (b e^s(a) + t(a), a): the next one maps the other half.
-    With one component the mixture is a Gaussian.
+    Each coupling maps two halves a, b of the latents to (b e^s(a) + t(a), a), and the next one maps the other half.
+    A mixture of one component is a Gaussian.
     """
 
     def __init__(self, config: Model) -> None:
@@ -94,7 +96,7 @@ class Flow(nn.Module):
         return 2 * torch.tanh(0.5 * s), t  # |s| < 2, or one coupling could overflow
 
     def to_base(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """f(z), where the mixture lives, and log |det df/dz|, the sum of all s. (..., D) -> (..., D), (...)."""
+        """f(z), in the space of the mixture, and log |det df/dz|, the sum of all s. (..., D) -> (..., D), (...)."""
         log_det = torch.zeros(z.shape[:-1], device=z.device)
         a, b = z.split(self.halves, dim=-1)
         for coupling in self.couplings:
@@ -104,7 +106,7 @@ class Flow(nn.Module):
         return torch.cat([a, b], dim=-1), log_det
 
     def from_base(self, u: Tensor) -> Tensor:
-        """The z of f(z) = u. (..., D) -> (..., D)."""
+        """The z with f(z) = u. (..., D) -> (..., D)."""
         halves = self.halves if len(self.couplings) % 2 == 0 else self.halves[::-1]
         a, b = u.split(halves, dim=-1)
         for coupling in reversed(self.couplings):
@@ -114,12 +116,12 @@ class Flow(nn.Module):
 
     def log_prob(self, z: Tensor) -> Tensor:
         """log p_base(f(z)) + log |det df/dz|. Shapes: z (..., D) -> (...)."""
-        with torch.autocast(z.device.type, enabled=False):  # so small that casts would cost more than products
+        with torch.autocast(z.device.type, enabled=False):  # its products are so small that casts would take longer
             u, log_det = self.to_base(z)
             return log_det + self.base.log_prob(u)
 
     def kl(self, mu: Tensor, logvar: Tensor) -> Tensor | None:
-        """None: a flow has no closed form."""
+        """None, because a flow has no closed form."""
         return None
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
@@ -132,10 +134,10 @@ PRIORS: dict[str, type[Prior]] = {"standard-normal": StandardNormal, "mixture": 
 
 
 def path(prior: Prior, start: Tensor, end: Tensor, steps: int) -> Tensor:
-    """Points from `start` to `end`, both included: on a straight line, which a flow draws in the space of its mixture.
+    """Points on a line from `start` to `end`, both included. A flow draws the line in the space of its mixture.
 
-    There the way leads through likelier latents than in the space of z, so its middle is a digit more often than a
-    blend of two. Shapes: (..., D), (..., D) -> (steps, ..., D).
+    There it passes through likelier latents than a straight line in the space of z, so its middle is more often a
+    digit and less often a blend of two. Shapes: (..., D), (..., D) -> (steps, ..., D).
     """
     weights = torch.linspace(0, 1, steps, device=start.device).view(-1, *[1] * start.ndim)
     if not isinstance(prior, Flow):

@@ -1,4 +1,4 @@
-"""What changes as a training goes on: learning rates, the objective, and which images are moved."""
+"""The schedule of a training: learning rates, objective and augmentation of each step."""
 
 from dataclasses import dataclass
 
@@ -7,27 +7,27 @@ from vae.params import Train
 
 
 def kl_weight(config: Train, epoch: float) -> float:
-    """beta, the weight of the rate: rises linearly to 1 (Bowman et al. 2016; Sonderby et al. 2016)."""
+    """beta, the weight of the rate, which rises linearly to 1 (Bowman et al. 2016; Sonderby et al. 2016)."""
     return min(1.0, epoch / config.kl_warmup_epochs) if config.kl_warmup_epochs else 1.0
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one step of a training does."""
+    """The settings of one step of a training."""
 
-    network_share: float  # of the learning rates of encoder and decoder
-    prior_share: float  # of the learning rates of the prior
+    network_share: float  # factor of the learning rates of encoder and decoder
+    prior_share: float  # factor of the learning rates of the prior
     samples: int  # K of the objective
     beta: float = 1.0  # weight of the rate
-    moved: float = 0.0  # share of the images
-    prior_alone: bool = False  # the networks stand still
+    moved: float = 0.0  # share of images that are augmented
+    prior_alone: bool = False  # encoder and decoder are frozen
 
 
 class Schedule:
-    """The whole model is trained, then its prior alone, where it is learned, then all of it again on many samples.
+    """Trains the whole model, then its prior alone (if the prior is learned), then the whole model on many samples.
 
-    The learning rates of the prior fall over all epochs of the first two parts, those of the networks over the first.
-    In the third both start again, together and lower.
+    The learning rates of the networks fall during the first part. The learning rates of the prior fall during the first
+    two parts. In the third part all start again, at a lower rate.
     """
 
     def __init__(self, config: Train, learned_prior: bool) -> None:
@@ -36,7 +36,7 @@ class Schedule:
         self.epochs = self.fitting_epochs + config.refine_epochs
 
     def of_epoch(self, epoch: int, steps: int) -> list[Step]:
-        """The steps of an epoch, which are counted from 0 and have `steps` each."""
+        """The steps of an epoch. Epochs are counted from 0 and have `steps` steps each."""
         return [self._at(epoch * steps + index, steps) for index in range(steps)]
 
     def _at(self, step: int, steps: int) -> Step:

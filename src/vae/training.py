@@ -12,20 +12,20 @@ from vae import augmentation, data, device, objective
 from vae.errors import InputError
 from vae.model import VAE
 from vae.optimizers import Adam, Muon, Optimizer
-from vae.params import Train
+from vae.params import Params, Train
 from vae.prior import Flow
 from vae.schedule import Schedule
 
 COLUMNS = ("epoch", "train_neg_elbo_nats", "val_neg_elbo_nats", "rate_nats", "distortion_nats", "lr")
 VALIDATION_BATCH = 1000
-VALIDATION_SEED = 0  # not that of the training: trainings of all seeds are chosen from on the same pixels
+VALIDATION_SEED = 0  # fixed, so that trainings of all seeds are compared on the same pixels
 DECODED_AT_ONCE = 2048  # samples of z
-COLLAPSED_NATS = 1.0  # of rate: less than telling two or three kinds of images apart
+COLLAPSED_NATS = 1.0  # a lower rate is too little to tell three kinds of images apart
 
 
 @dataclass(frozen=True)
 class Record:
-    """One line of metrics/train.csv: means over images in nats; rate and distortion are those of training."""
+    """One line of metrics/train.csv: means over images, in nats. Rate and distortion are of the training images."""
 
     epoch: int
     train_neg_elbo_nats: float
@@ -36,9 +36,10 @@ class Record:
 
 
 def build_optimizers(model: VAE, config: Train) -> tuple[list[Optimizer], list[Optimizer]]:
-    """Those of both networks, Adam, or Muon for their matrices and convolutions; and those of the prior, Adam.
+    """The optimizers of encoder and decoder, and the optimizers of the prior.
 
-    The couplings of a flow are small networks: they take steps far shorter than what lies in the space of z itself.
+    Matrices and convolutions of encoder and decoder use Muon if `train.optimizer` says so. All else uses Adam. The
+    couplings of a flow are small networks, which need far shorter steps than the mixture in the space of z.
     """
     networks = [*model.encode.parameters(), *model.decode.parameters()]
     matrices = [p for p in networks if p.ndim >= 2 and config.optimizer == "muon"]
@@ -52,13 +53,13 @@ def build_optimizers(model: VAE, config: Train) -> tuple[list[Optimizer], list[O
 
 
 def inputs(grey: Tensor, binarization: str, generator: torch.Generator) -> Tensor:
-    """What the network is trained on: fresh binary pixels, or the grey values. (B, P) uint8 -> (B, P) float32."""
+    """The inputs of a training: fresh binary pixels, or the grey values. (B, P) uint8 -> (B, P) float32."""
     return data.binarize(grey, generator) if binarization == "dynamic" else data.unit(grey)
 
 
 @torch.no_grad()
 def validate(model: VAE, grey: Tensor, binarization: str) -> float:
-    """The mean neg-ELBO of a split in nats, with the same noise each time. grey (V, P) uint8."""
+    """The mean neg-ELBO of a split, in nats, with the same noise at each call. grey (V, P) uint8."""
     generator = torch.Generator(grey.device).manual_seed(VALIDATION_SEED)
     total = 0.0
     for batch in grey.split(VALIDATION_BATCH):
@@ -69,16 +70,16 @@ def validate(model: VAE, grey: Tensor, binarization: str) -> float:
 
 @torch.no_grad()
 def start_at_mean(model: VAE, train: Tensor) -> None:
-    """Sets the decoder's bias to the logit of the mean image, which the first epochs would else be spent on.
+    """Sets the decoder's bias to the logit of the mean image, so that no epoch is spent on learning it.
 
     Shapes: train (N, P) uint8.
     """
     mean = train.float().mean(dim=0) / 255  # (P,)
-    model.decode.bias.copy_(torch.logit(mean, eps=1e-3))  # eps: some pixels are always black
+    model.decode.bias.copy_(torch.logit(mean, eps=1e-3))  # eps, because some pixels are always black
 
 
 class Fit:
-    """The state of a training: all that a checkpoint holds."""
+    """The state of a training, all of which a checkpoint holds."""
 
     def __init__(self, model: VAE, config: Train) -> None:
         self.model = model
@@ -111,10 +112,10 @@ class Fit:
         self.generator.set_state(state["generator"].cpu())
 
     def _gradients(self, x: Tensor, beta: float, samples: int) -> Tensor:
-        """The gradients on a batch (B, P), `beta` the weight of the rate, `samples` the K of the objective.
+        """Computes the gradients on a batch (B, P). `beta` is the weight of the rate, `samples` the K of the objective.
 
         They are summed over parts of the batch, so that memory does not grow with K.
-        Returns the batch's mean rate and distortion, not yet waited for. (2,).
+        Returns the batch's mean rate and distortion, on the device. (2,).
         """
         total = torch.zeros(2, device=x.device)
         for part in x.split(max(1, DECODED_AT_ONCE // samples)):
@@ -131,16 +132,21 @@ class Fit:
         return total / len(x)
 
     def _prior_gradients(self, x: Tensor, samples: int) -> Tensor:
-        """The gradients of the prior alone on a batch (B, P), from `samples` of each image; returns the batch's mean
-        rate, (1,)."""
+        """Computes the gradients of the prior alone on a batch (B, P), from `samples` samples of each image.
+
+        Returns the batch's mean rate. (1,).
+        """
         with device.autocast(self.generator.device, self.config.precision):
             rate = objective.prior_rate(self.model, x, samples, self.generator).mean()
         rate.backward()
         return rate.detach()[None]
 
     def _pass(self, train: Tensor, binarization: str) -> tuple[Tensor, float]:
-        """Takes a step on every batch of the images; returns their mean rate and distortion, or their rate alone,
-        and the last share of the networks' learning rates."""
+        """Takes a step on every batch of the images.
+
+        Returns their mean rate and distortion, or their mean rate alone if the networks are frozen, and the last factor
+        of the networks' learning rates.
+        """
         order = torch.randperm(len(train), generator=self.generator, device=train.device)  # (N,)
         batches = order.split(self.config.batch_size)
         steps = self.schedule.of_epoch(self.epoch, len(batches))
@@ -164,8 +170,8 @@ class Fit:
     def run_epoch(self, train: Tensor, validation: Tensor, binarization: str) -> Record:
         """Trains on every image once, then validates.
 
-        After the epochs of the whole model come those of the prior. The networks stand still there, and with them the
-        distortion: the record repeats that of the epoch before. Last come those that refine the whole model.
+        While the prior is trained alone, the networks are frozen and the distortion cannot change. The record then
+        repeats the distortion of the epoch before.
         """
         self.model.train()
         means, factor = self._pass(train, binarization)
@@ -175,13 +181,22 @@ class Fit:
         self.epoch += 1
         with device.autocast(self.generator.device, self.config.precision):
             val = validate(self.model, validation, binarization)
-        lr = factor * self.network_optimizers[-1].learning_rate  # Muon's where there is one
+        lr = factor * self.network_optimizers[-1].learning_rate  # Muon's, if there is one
         values = (rate + self.distortion, val, rate, self.distortion, lr)
-        return Record(self.epoch, *(float(f"{value:.6g}") for value in values))  # the same in the file and in MLflow
+        return Record(self.epoch, *(float(f"{value:.6g}") for value in values))  # equal in the file and in MLflow
+
+
+def start(params: Params, train: Tensor) -> Fit:
+    """A new model and the state of its training, from the seed and the training images (N, P) alone."""
+    torch.manual_seed(params.train.seed)  # torch's initializers take no generator
+    model = VAE(params.model).to(train.device)
+    if params.train.initial_bias == "data-mean":
+        start_at_mean(model, train)
+    return Fit(model, params.train)
 
 
 def collapse(record: Record) -> str | None:
-    """What to say of a training whose latents carry nothing (posterior collapse, Bowman et al. 2016), else None."""
+    """The warning for a training whose latents carry nothing (posterior collapse, Bowman et al. 2016), or None."""
     if record.rate_nats >= COLLAPSED_NATS:
         return None
     return (
@@ -191,12 +206,12 @@ def collapse(record: Record) -> str | None:
 
 
 def fit(state: Fit, train: Tensor, validation: Tensor, binarization: str) -> Iterator[Record]:
-    """Trains through all epochs of the configuration, from where `state` stands; yields a record after each.
+    """Trains all epochs that `state` has not had yet, and yields a record after each.
 
     Shapes: train (N, P) uint8 and validation (V, P) uint8, grey.
 
     Raises:
-        InputError: the loss is no longer finite; nothing is yielded for that epoch.
+        InputError: the loss is no longer finite. Nothing is yielded for that epoch.
     """
     while state.epoch < state.schedule.epochs:
         record = state.run_epoch(train, validation, binarization)

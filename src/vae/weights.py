@@ -1,4 +1,4 @@
-"""Networks as safetensors files: the weights, and the configuration that builds the network again."""
+"""Networks as safetensors files: the weights, and the configuration to build the network from."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +17,11 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def save(network: nn.Module, config: BaseModel, path: Path) -> None:
-    """Writes a network: the same weights give the same bytes."""
+    """Writes a network. Equal weights give equal bytes."""
     weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     kind = type(config).__name__.lower()
-    save_file(weights, path, metadata={kind: config.model_dump_json()})  # one key: two have no fixed order
+    save_file(weights, path, metadata={kind: config.model_dump_json()})  # one key, because two have no fixed order
 
 
 def load(
@@ -31,10 +31,10 @@ def load(
     remedy: str,
     device: torch.device | str = "cpu",
 ) -> Network:
-    """Reads a network that `save` wrote with a configuration of this schema; no code in the file is executed.
+    """Reads a network that `save` wrote with a configuration of this schema. No code in the file is executed.
 
     Raises:
-        InputError: the file is missing, damaged, or of another kind; it ends in `remedy`.
+        InputError: the file is missing, damaged, or of another kind. The message ends with `remedy`.
     """
     kind = schema.__name__.lower()
     if not path.is_file():
@@ -42,7 +42,7 @@ def load(
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
             config = schema.model_validate_json((file.metadata() or {})[kind])
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         network = build(config).to(device)
         network.load_state_dict(weights)
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:

@@ -1,0 +1,191 @@
+"""Annealed importance sampling: bounds on log p(x) from both sides, to check the importance-weighted bound.
+
+Chains go through f_t(z) = q(z|x)^(1-t) p(x, z)^t from t = 0 to 1 (Neal 2001; Wu et al. 2017) by Hamiltonian Monte
+Carlo, and back on images that the model made, whose z is an exact sample of p(z|x) (bidirectional Monte Carlo, Grosse
+et al. 2015). Shapes: B images, C chains of each, P pixels, D latents. Nothing is computed in less than float32.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vae import objective
+from vae.evaluation import metrics
+from vae.model import VAE
+from vae.params import Annealing
+
+CHUNK = 512  # chains at a time, so that their activations fit into a cache
+
+
+class Point(NamedTuple):
+    """The state of the chains, z = mu + sigma eps, with the densities there."""
+
+    eps: Tensor  # (B, C, D)
+    log_joint: Tensor  # (B, C), log p(x, z)
+    log_q: Tensor  # (B, C), log q(z|x)
+    slope: Tensor  # (B, C, D), the gradient of log p(x, z) in eps
+
+    def log_f(self, t: float) -> Tensor:
+        """log f_t = (1 - t) log q(z|x) + t log p(x, z). (B, C)."""
+        return (1 - t) * self.log_q + t * self.log_joint
+
+    def force(self, t: float) -> Tensor:
+        """The gradient of log f_t in eps, where the gradient of log q is -eps. (B, C, D)."""
+        return t * self.slope - (1 - t) * self.eps
+
+
+@dataclass(frozen=True)
+class Path:
+    """The densities between q(z|x) = N(mu, diag(e^logvar)) and p(x, z), in the coordinates eps where q is N(0, I).
+
+    There one step size suits all latents and all images, if q resembles the posterior.
+    """
+
+    log_joint: Callable[[Tensor], Tensor]  # log p(x, z): (B, C, D) -> (B, C)
+    mu: Tensor  # (B, 1, D)
+    logvar: Tensor  # (B, 1, D)
+
+    @torch.enable_grad()
+    def at(self, eps: Tensor) -> Point:
+        """Shapes: (B, C, D)."""
+        eps = eps.detach().requires_grad_()
+        z = self.mu + torch.exp(0.5 * self.logvar) * eps
+        log_joint = self.log_joint(z)
+        (slope,) = torch.autograd.grad(log_joint.sum(), eps)
+        z, eps = z.detach(), eps.detach()
+        return Point(eps, log_joint.detach(), objective.gaussian_log_prob(z, self.mu, self.logvar), slope)
+
+    def coordinates(self, z: Tensor) -> Tensor:
+        """eps of z. Shapes: (B, C, D)."""
+        return (z - self.mu) * torch.exp(-0.5 * self.logvar)
+
+
+def leapfrog(path: Path, point: Point, momentum: Tensor, t: float, config: Annealing) -> tuple[Point, Tensor]:
+    """Hamiltonian dynamics of -log f_t with unit masses: reversible and volume-preserving (Neal 2011, section 2.3)."""
+    for _ in range(config.leapfrog_steps):
+        momentum = momentum + 0.5 * config.step_size * point.force(t)
+        point = path.at(point.eps + config.step_size * momentum)
+        momentum = momentum + 0.5 * config.step_size * point.force(t)
+    return point, momentum
+
+
+def transition(path: Path, point: Point, t: float, config: Annealing, generator: torch.Generator) -> Point:
+    """One step of Hamiltonian Monte Carlo, which leaves f_t invariant (Duane et al. 1987)."""
+    start = torch.randn(point.eps.shape, generator=generator, device=point.eps.device, dtype=point.eps.dtype)
+    proposal, end = leapfrog(path, point, start, t, config)
+    gain = proposal.log_f(t) - point.log_f(t) - 0.5 * (end.square() - start.square()).sum(dim=-1)  # (B, C)
+    threshold = torch.rand(gain.shape, generator=generator, device=gain.device, dtype=gain.dtype).log()
+    accepted = threshold < gain  # False if the dynamics have diverged to NaN
+    return Point(*(choose(accepted, new, old) for new, old in zip(proposal, point, strict=True)))
+
+
+def choose(accepted: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """The new values of the chains that accepted, and the old values of the others. Shapes: (B, C), (B, C, ...)."""
+    return torch.where(accepted if new.dim() == 2 else accepted[..., None], new, old)
+
+
+def anneal(path: Path, z: Tensor, schedule: list[float], config: Annealing, generator: torch.Generator) -> Tensor:
+    """log w of chains that start as exact samples of the schedule's first density (Neal 2001).
+
+    From t = 0 to 1, E[w] = p(x); from 1 to 0, with z a sample of p(z|x), E[w] = 1 / p(x).
+
+    Shapes: z (B, C, D) -> (B, C), in nats, float64.
+    """
+    point = path.at(path.coordinates(z))
+    log_w = torch.zeros(z.shape[:-1], dtype=torch.float64, device=z.device)
+    for before, after in pairwise(schedule):
+        log_w += (after - before) * (point.log_joint - point.log_q)
+        if after != schedule[-1]:
+            point = transition(path, point, after, config, generator)
+    return log_w
+
+
+def path_of(model: VAE, x: Tensor) -> Path:
+    """The densities of a VAE's latents on binary images (B, P)."""
+
+    def log_joint(z: Tensor) -> Tensor:
+        return objective.bernoulli_log_prob(x[:, None], model.decode(z)) + model.prior.log_prob(z)
+
+    with torch.no_grad():
+        mu, logvar = model.encode(x)
+    return Path(log_joint, mu[:, None], logvar[:, None])
+
+
+def log_mean(log_w: Tensor) -> Tensor:
+    """The logarithm of the mean weight of an image's chains. Shapes: (B, C) -> (B,)."""
+    return torch.logsumexp(log_w, dim=1) - math.log(log_w.shape[1])
+
+
+def schedule(temperatures: int) -> list[float]:
+    """Equal steps of t from 0 to 1."""
+    return torch.linspace(0, 1, temperatures, dtype=torch.float64).tolist()
+
+
+def upper_bound(model: VAE, x: Tensor, config: Annealing, generator: torch.Generator) -> Tensor:
+    """An upper bound on -log p(x) for each image, in expectation over chains, with a progress bar. (N, P) -> (N,)."""
+    parts = []
+    for batch in tqdm(x.split(max(1, CHUNK // config.chains)), desc="annealing", disable=None, leave=False):
+        path = path_of(model, batch)
+        mu, logvar = (part.expand(-1, config.chains, -1) for part in (path.mu, path.logvar))  # (B, C, D)
+        z = objective.sample_posterior(mu, logvar, generator)
+        parts.append(-log_mean(anneal(path, z, schedule(config.temperatures), config, generator)))
+    return torch.cat(parts)
+
+
+def lower_bound(model: VAE, x: Tensor, z: Tensor, config: Annealing, generator: torch.Generator) -> Tensor:
+    """A lower bound on -log p(x) for each image, in expectation over chains from z ~ p(z|x), with a progress bar.
+
+    Shapes: x (N, P), z (N, D) -> (N,).
+    """
+    size, back = max(1, CHUNK // config.chains), schedule(config.temperatures)[::-1]
+    pairs = list(zip(x.split(size), z.split(size), strict=True))
+    parts = []
+    for batch, start in tqdm(pairs, desc="annealing back", disable=None, leave=False):
+        start = start[:, None].expand(-1, config.chains, -1)  # (B, C, D)
+        parts.append(log_mean(anneal(path_of(model, batch), start, back, config, generator)))
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def simulate(model: VAE, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draws z ~ p(z) and x ~ p(x|z), so that z is also an exact sample of p(z|x). Returns x (N, P), z (N, D)."""
+    z = model.prior.sample(count, generator)
+    return torch.bernoulli(model.means(z), generator=generator), z
+
+
+def evaluate(model: VAE, x: Tensor, config: Annealing) -> dict[str, Any]:
+    """All of metrics/annealing.json: means over images, in nats, with one standard error.
+
+    Args:
+        x: (N, P) binary test images, on which each of `annealing.importance_samples` is measured.
+    """
+    generator = torch.Generator(x.device).manual_seed(config.seed)
+    annealed = upper_bound(model, x, config, generator)  # (N,)
+    weighted = []
+    for samples in config.importance_samples:
+        found = metrics.over_images(model, x, samples, generator, f"importance-weighted bound, K={samples}")
+        means = {
+            "nll_iw_nats": metrics.mean(found.nll),
+            "iw_minus_ais_nats": metrics.mean(
+                found.nll - annealed
+            ),  # image by image, because most of the noise is common
+            "effective_sample_size": metrics.mean(found.effective_sample_size),
+        }
+        weighted.append({"importance_samples": samples} | metrics.flat(means))
+    made, z = simulate(model, config.images, generator)
+    upper = upper_bound(model, made, config, generator)
+    lower = lower_bound(model, made, z, config, generator)
+    means = {
+        "nll_ais_nats": metrics.mean(annealed),
+        "simulated_upper_nats": metrics.mean(upper),
+        "simulated_lower_nats": metrics.mean(lower),
+        "simulated_gap_nats": metrics.mean(upper - lower),
+    }
+    settings = config.model_dump(exclude={"seed", "importance_samples"})
+    return metrics.flat(means) | {"importance_weighted": weighted} | settings

@@ -1,0 +1,110 @@
+"""Checkpoints from which a killed training resumes. They lie outside the outputs that DVC deletes before a stage."""
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from vae.runtime.files import sha256
+from vae.runtime.repository import state_folder
+
+LOCK_SECONDS = 1  # longer than `is_held` holds the lock
+LIBRARY = Path(__file__).parents[1]
+
+
+def training_key(config: str, files: list[Path]) -> str:
+    """One hash of everything that a training depends on.
+
+    This is its configuration, its data and script (`files`), the library's code that makes a model (the files directly
+    in src/vae), and the version of torch.
+    """
+    digest = hashlib.sha256(f"{config}\n{version('torch')}".encode())
+    for path in [*sorted(LIBRARY.glob("*.py")), *sorted(files)]:
+        digest.update(bytes.fromhex(sha256(path)))
+    return digest.hexdigest()
+
+
+class Checkpoint:
+    """The last state of one training, written whole or not at all."""
+
+    def __init__(self, path: Path, own: bool) -> None:
+        self.path = path
+        self.own = own  # False: another process runs the same training, and only that one keeps checkpoints
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Replaces the saved state. A full disk keeps the previous one, with a warning."""
+        import torch  # imported here, so that callers which only look up trainings do not load torch
+
+        if not self.own:
+            return
+        partial = self.path.with_suffix(".partial")
+        try:
+            torch.save(state, partial)
+            os.replace(partial, self.path)
+        except (OSError, RuntimeError) as error:  # a full disk: torch raises either. The previous checkpoint is intact
+            partial.unlink(missing_ok=True)
+            reason = str(error).partition("\n")[0]
+            print(f"{self.path}: no checkpoint ({reason}); the training goes on without", file=sys.stderr)
+
+    def load(self) -> dict[str, Any] | None:
+        """The saved state, or None if there is none that can be read."""
+        if not self.own or not self.path.is_file():
+            return None
+        import torch
+
+        try:
+            return torch.load(self.path, weights_only=True)
+        except Exception as error:  # noqa: BLE001 (any damaged file means a training from the start)
+            reason = str(error).partition("\n")[0]
+            print(f"{self.path}: unreadable checkpoint ({reason}); training from the start", file=sys.stderr)
+            return None
+
+    def finish(self, model: Path) -> None:
+        """Notes which training made this model, so that its MLflow run can be found, and deletes the checkpoint."""
+        _note(self.path.parent, sha256(model)).write_text(self.path.stem)
+        if self.own:
+            self.path.unlink(missing_ok=True)
+
+
+def _note(folder: Path, model_sha256: str) -> Path:
+    return folder / f"{model_sha256}.training"
+
+
+def training_of(root: Path, model_sha256: str) -> str | None:
+    """The key of the training that made this model, or None if it was not made in this repository."""
+    note = _note(state_folder(root), model_sha256)
+    return note.read_text() if note.is_file() else None
+
+
+def is_held(root: Path, key: str) -> bool:
+    """Whether a living process runs the training `key`."""
+    path = state_folder(root) / f"{key}.lock"
+    if not path.is_file():
+        return False
+    try:
+        with FileLock(path, blocking=False):
+            return False
+    except Timeout:
+        return True
+
+
+@contextmanager
+def checkpoint(root: Path, key: str) -> Iterator[Checkpoint]:
+    """The checkpoint of the training `key`, held by this process until it ends, however it ends."""
+    folder = state_folder(root)
+    path, lock = folder / f"{key}.pt", FileLock(folder / f"{key}.lock")
+    try:
+        lock.acquire(timeout=LOCK_SECONDS)
+    except Timeout:
+        yield Checkpoint(path, own=False)
+        return
+    try:
+        yield Checkpoint(path, own=True)
+    finally:
+        lock.release()

@@ -1,0 +1,23 @@
+"""Files: their hashes, and JSON."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_below(root: Path) -> list[Path]:
+    """The files of a folder in order, or `root` alone if it is a file."""
+    return [path for path in (sorted(root.rglob("*")) if root.is_dir() else [root]) if path.is_file()]
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Writes a JSON file, and creates its folder if it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values, indent=2) + "\n")

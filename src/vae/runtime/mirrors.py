@@ -1,0 +1,229 @@
+"""Downloads of the data sets: mirrors in order, checksums, and files that are either whole or absent."""
+
+import gzip
+import hashlib
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import requests
+import urllib3
+from tqdm import tqdm
+
+from vae import idx
+from vae.errors import InputError
+
+TIMEOUT_SECONDS = (5, 30)  # until connected, and between two bytes
+ATTEMPTS = 3
+CHUNK_BYTES = 1 << 16
+
+FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+MIRRORS = {
+    "mnist": (
+        "https://ossci-datasets.s3.amazonaws.com/mnist",
+        "https://storage.googleapis.com/cvdf-datasets/mnist",
+    ),
+    "fashion-mnist": ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",),
+    "kmnist": ("http://codh.rois.ac.jp/kmnist/dataset/kmnist",),
+}
+
+# MD5 of the decompressed content, because a mirror may have compressed it again.
+CONTENT_MD5 = {
+    "mnist": (
+        "6bbc9ace898e44ae57da46a324031adb",
+        "a25bea736e30d166cdddb491f175f624",
+        "2646ac647ad5339dbf082846283269ea",
+        "27ae3e4e09519cfbb04c329615203637",
+    ),
+    "fashion-mnist": (
+        "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+        "9018921c3c673c538a1fc5bad174d6f9",
+        "8181f5470baa50b63fa0f6fddb340f0a",
+        "15d484375f8d13e6eb1aabb0c3f46965",
+    ),
+}
+# MD5 of the published gzip file, for the data set whose content has no published checksum (torchvision's list).
+GZIP_MD5 = {
+    "kmnist": (
+        "bdb82020997e1d708af4cf47b453dcf7",
+        "e144d726b3acfaa3e44228e80efcd344",
+        "5c965bf0a639b31b8f53240b1b52f4d7",
+        "7320c461ea6c1c855c0b718fb2a4b134",
+    ),
+}
+
+# The errors of a source. Any other error is a bug of this program.
+SourceFailure = (requests.RequestException, urllib3.exceptions.HTTPError, OSError, EOFError, ValueError, zlib.error)
+
+
+def sources(name: str, environment: dict[str, str]) -> list[str]:
+    """The folders and URLs to try, in order: `MNIST_MIRROR` if it is set, then the public mirrors."""
+    own = environment.get("MNIST_MIRROR", "").strip()
+    return ([own] if own else []) + list(MIRRORS[name])
+
+
+def _read(source: str, file: str) -> bytes:
+    """The compressed bytes of `file` from a folder or URL."""
+    if not source.startswith(("http://", "https://")):
+        return (Path(source.removeprefix("file://")).expanduser() / f"{file}.gz").read_bytes()
+    url, plain = f"{source.rstrip('/')}/{file}.gz", {"Accept-Encoding": "identity"}  # the .gz itself, not its content
+    with requests.get(url, stream=True, timeout=TIMEOUT_SECONDS, headers=plain) as response:
+        response.raise_for_status()
+        total = int(response.headers.get("Content-Length", 0)) or None
+        content = bytearray()
+        with tqdm(total=total, desc=f"{file}.gz", unit="B", unit_scale=True, disable=None) as bar:
+            for chunk in response.raw.stream(CHUNK_BYTES, decode_content=False):
+                content += chunk
+                bar.update(len(chunk))
+        if total and len(content) != total:
+            raise EOFError(f"{len(content)} of {total} bytes")
+    return bytes(content)
+
+
+def _verified(name: str, index: int, compressed: bytes) -> bytes:
+    """Decompresses a file and checks it. Raises ValueError or OSError if the content is not the published one."""
+    content = gzip.decompress(compressed)
+    if name in CONTENT_MD5:
+        expected, actual = CONTENT_MD5[name][index], hashlib.md5(content).hexdigest()
+    else:
+        expected, actual = GZIP_MD5[name][index], hashlib.md5(compressed).hexdigest()
+    if actual != expected:
+        raise ValueError(f"MD5 {actual}, expected {expected}")
+    return content
+
+
+def _transient(error: BaseException) -> bool:
+    """Whether trying the same source again may help."""
+    if isinstance(error, requests.HTTPError):
+        return error.response is not None and error.response.status_code >= 500
+    return isinstance(error, (requests.Timeout, urllib3.exceptions.HTTPError, EOFError))
+
+
+def _try(name: str, index: int, candidates: list[str], pause: Callable[[float], None]) -> tuple[bytes, list[str]]:
+    """One verified file from the first source that has it, and the reasons why the sources before it failed."""
+    failures: list[str] = []
+    for source in candidates:
+        for attempt in range(ATTEMPTS):
+            try:
+                return _verified(name, index, _read(source, FILES[index])), failures
+            except SourceFailure as error:
+                if attempt + 1 < ATTEMPTS and _transient(error):
+                    pause(2.0**attempt)
+                    continue
+                failures.append(f"{source} ({_reason(error)})")
+                break
+    return b"", failures
+
+
+def _fetch(name: str, index: int, candidates: list[str], pause: Callable[[float], None]) -> bytes:
+    """One verified file, or an InputError that lists the sources."""
+    content, failures = _try(name, index, candidates, pause)
+    if not content:
+        raise InputError(
+            f"{FILES[index]}.gz of {name}: no source has it: {'; '.join(failures)}. Set MNIST_MIRROR to a folder or "
+            "URL that has the four .gz files, or use the bundled data: dvc exp run -S data.name=digits"
+        )
+    return content
+
+
+def present(name: str, folder: Path) -> bool:
+    """Whether a folder has the four files of a data set, checked by checksums if those of the content are known."""
+    paths = [folder / file for file in FILES]
+    known = CONTENT_MD5.get(name)
+    return all(path.is_file() for path in paths) and (
+        known is None
+        or all(hashlib.md5(path.read_bytes()).hexdigest() == md5 for path, md5 in zip(paths, known, strict=True))
+    )
+
+
+def unreachable(name: str, environment: dict[str, str]) -> list[str]:
+    """The reason why each source failed to give the smallest file. Empty if one of them gave it."""
+    smallest = FILES.index("t10k-labels-idx1-ubyte")
+    content, failures = _try(name, smallest, sources(name, environment), time.sleep)
+    return [] if content else failures
+
+
+def _reason(error: BaseException) -> str:
+    """Why a source failed, in a few words."""
+    match error:
+        case requests.Timeout() | urllib3.exceptions.ReadTimeoutError():
+            return "timed out"
+        case requests.HTTPError() if error.response is not None:
+            return f"HTTP {error.response.status_code}"
+        case requests.ConnectionError():
+            return "cannot be reached"
+        case FileNotFoundError():
+            return "no such file"
+        case gzip.BadGzipFile() | EOFError() | zlib.error():
+            return f"damaged: {error}"
+        case _:
+            return str(error)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Writes a file under another name, then renames it, so that it is either whole or absent."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_files(folder: Path, contents: Iterable[tuple[str, bytes]]) -> None:
+    """Writes all files into `folder`, or none of them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    try:
+        for file, content in contents:
+            _write(folder / file, content)
+            written.append(folder / file)
+    except BaseException:
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def digits() -> tuple[bytes, ...]:
+    """scikit-learn's 1797 handwritten digits of 8x8, scaled to 28x28, as the contents of the four IDX files.
+
+    The last 360 are the test split. No network is needed.
+    """
+    import numpy as np  # imported here, because the other data sets need none of the three
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    grey = np.rint(bunch.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8)
+    images = np.stack(
+        [np.asarray(Image.fromarray(image).resize((idx.SIDE, idx.SIDE), Image.Resampling.BICUBIC)) for image in grey]
+    )
+    contents = []
+    for part in (slice(None, -360), slice(-360, None)):
+        count = len(images[part])
+        contents.append(idx.header("images", count) + images[part].tobytes())
+        contents.append(idx.header("labels", count) + bunch.target[part].astype(np.uint8).tobytes())
+    return tuple(contents)
+
+
+def download(
+    name: str, folder: Path, environment: dict[str, str], pause: Callable[[float], None] = time.sleep
+) -> list[str]:
+    """Puts the four IDX files of a data set into `folder`, decompressed and verified; returns the sources to try.
+
+    Args:
+        environment: may have `MNIST_MIRROR`, a folder or URL to try first.
+        pause: waits that many seconds before another attempt.
+
+    Raises:
+        InputError: no source has a file. The message lists the sources, why each failed, and the way out.
+    """
+    if name == "digits":
+        write_files(folder, zip(FILES, digits(), strict=True))
+        return ["bundled with scikit-learn"]
+    candidates = sources(name, environment)
+    write_files(folder, ((file, _fetch(name, index, candidates, pause)) for index, file in enumerate(FILES)))
+    return candidates

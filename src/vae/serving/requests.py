@@ -1,0 +1,105 @@
+"""The served API: the model that `mlflow.pyfunc.load_model` and `mlflow models serve` load.
+
+MLflow loads this file as code, and the weights as safetensors. No pickle is executed.
+"""
+
+from pathlib import Path
+
+from mlflow.exceptions import MlflowException
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel, PythonModelContext
+from pydantic import BaseModel, ConfigDict
+
+from vae.errors import InputError
+from vae.idx import PIXELS
+
+MAX_DIGITS = 1000  # in one request
+MAX_LATENT = 1e6  # far beyond any prior, and far below the largest float32
+Result = dict[str, list[list[float]]]  # arrays by name
+NEEDS = {"generate": {"n", "seed"}, "reconstruct": {"images"}, "encode": {"images"}, "decode": {"latents"}}
+
+
+class Request(BaseModel):
+    """One task and its arguments.
+
+    Images are 784 grey values in [0, 1], row by row. Latents have the model's dimension. Types are plain, because
+    MLflow derives the signature from them. `check` has all other rules.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    task: str
+    n: int | None = None  # number of digits to generate
+    seed: int | None = None
+    images: list[list[float]] | None = None
+    latents: list[list[float]] | None = None
+
+
+def check(request: Request) -> None:
+    """Refuses a task that cannot be answered, in one line, which MLflow shows after the data.
+
+    Raises:
+        InputError: the task is wrong, and the message says why.
+    """
+    if request.task not in NEEDS:
+        raise InputError(f"task {request.task!r}: must be one of {', '.join(NEEDS)}")
+    given = {name for name in ("n", "seed", "images", "latents") if getattr(request, name) is not None}
+    if given != NEEDS[request.task]:
+        raise InputError(f"task {request.task} takes {sorted(NEEDS[request.task])}, got {sorted(given)}")
+    if request.n is not None and not 1 <= request.n <= MAX_DIGITS:
+        raise InputError(f"n: must be from 1 to {MAX_DIGITS}, got {request.n}")
+    if request.seed is not None and not 0 <= request.seed < 2**63:
+        raise InputError(f"seed: must be from 0 to 2^63 - 1, got {request.seed}")
+    rows = request.images if request.images is not None else request.latents
+    if rows is not None and not 1 <= len(rows) <= MAX_DIGITS:
+        raise InputError(f"from 1 to {MAX_DIGITS} rows in one request, got {len(rows)}")
+    for image in request.images or []:
+        if len(image) != PIXELS:
+            raise InputError(f"images: {PIXELS} values in [0, 1] each, got {len(image)}")
+        if not all(0 <= grey <= 1 for grey in image):  # NaN fails too
+            raise InputError(
+                f"images: values in [0, 1] each, got from {min(image)} to {max(image)}; divide bytes by 255"
+            )
+    if not all(abs(value) <= MAX_LATENT for latent in request.latents or [] for value in latent):
+        raise InputError(f"latents: every value must be finite, and at most {MAX_LATENT:,.0f} in size")
+
+
+def size(request: Request) -> int:
+    """The number of digits that a task asks for, or sends."""
+    return request.n or len(request.images or request.latents or [])
+
+
+class Digits(PythonModel):
+    """Answers a list of requests with a list of results, one for each request."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Reads the weights, once."""
+        from vae.serving.inference import Inference  # imported here, because logging the model needs no torch
+
+        self.model = Inference(Path(context.artifacts["model"]))
+
+    def predict(self, model_input: list[Request]) -> list[Result]:  # type: ignore[override]
+        """`generate`, `decode` and `reconstruct` give images (N, 784). `encode` gives mu and logvar (N, D)."""
+        try:
+            for request in model_input:
+                check(request)
+            if (digits := sum(map(size, model_input))) > MAX_DIGITS:
+                raise InputError(f"at most {MAX_DIGITS} digits in one request, got {digits} in all of its tasks")
+            return [self._answer(request) for request in model_input]
+        except InputError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from error
+
+    def _answer(self, request: Request) -> Result:
+        match request:
+            case Request(task="generate", n=int(n), seed=int(seed)):
+                return {"images": self.model.generate(n, seed)}
+            case Request(task="decode", latents=list(latents)):
+                return {"images": self.model.decode(latents)}
+            case Request(task="reconstruct", images=list(images)):
+                return {"images": self.model.reconstruct(images)}
+            case _:
+                mu, logvar = self.model.encode(request.images or [])
+                return {"mu": mu, "logvar": logvar}
+
+
+set_model(Digits())

@@ -1,0 +1,64 @@
+"""DVC experiments: their list with the MLflow run of each, and the way to record one again."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from vae.errors import InputError
+from vae.tracking.worktree import execute, git, worktree
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A DVC experiment, and the MLflow run that its metrics/mlflow.json names."""
+
+    name: str
+    revision: str
+    baseline: str
+    run_id: str | None
+
+
+def recorded_run(root: Path, revision: str, result: Path) -> str | None:
+    """The run id in the metrics/mlflow.json of a revision, or None if it has none."""
+    try:
+        return json.loads(git("show", f"{revision}:{result}", folder=root))["run_id"]
+    except (InputError, ValueError, KeyError):
+        return None
+
+
+def experiments(root: Path, result: Path) -> list[Experiment]:
+    """All experiments that DVC has, on any commit.
+
+    Raises:
+        InputError: `root` is not the root of a DVC repository.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(root)) as repo:
+            listed = repo.experiments.ls(all_commits=True)
+    except DvcException as error:
+        raise InputError(f"{root}: {error}; run from the root of the repository") from error
+    return [
+        Experiment(name, revision, baseline, recorded_run(root, revision, result))
+        for baseline, found in listed.items()
+        for name, revision in found
+    ]
+
+
+def record_again(root: Path, experiment: Experiment) -> None:
+    """Runs `track` on the files of an experiment, which DVC's cache still has, as if the experiment had just ended."""
+    with worktree(root, f"record-{experiment.name}", experiment.baseline, keep=False) as folder:
+        git("checkout", experiment.revision, "--", ".", folder=folder)
+        git("reset", "--quiet", folder=folder)  # so that the changes of the experiment are uncommitted again
+        execute(["dvc", "checkout", "--force"], folder)
+        execute(
+            ["dvc", "repro", "--single-item", "--force", "track"],
+            folder,
+            {
+                "DVC_ROOT": str(root),
+                "DVC_EXP_NAME": experiment.name,
+                "DVC_EXP_BASELINE_REV": experiment.baseline,
+            },
+        )

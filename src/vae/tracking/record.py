@@ -1,0 +1,159 @@
+"""The record of a state: everything that is logged to its MLflow run."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Run
+from PIL import Image
+
+from vae.errors import InputError
+from vae.params import NOT_IN_PIPELINE, leaves, load
+from vae.runtime import repository
+from vae.runtime.files import files_below, sha256
+from vae.tracking import registry, worktree
+from vae.tracking.state import State, read_curves
+from vae.tracking.store import CHAMPION_METRIC, SOURCE, Store, Tag, experiment_names, store_errors, store_lock
+
+FINAL_STEP = 0  # of test metrics and pictures, because the UI compares runs at equal steps
+
+
+def record(state: State, root: Path) -> str:
+    """Makes this state of the pipeline one complete MLflow run, and returns its id.
+
+    If a finished run has the key of the state, it is kept, and the name of the experiment is added to it. Otherwise the
+    open run of the model's training is completed. If there is none, a new run is written, with curves from the file.
+
+    Raises:
+        InputError: the store cannot be reached or written.
+    """
+    store = Store(root, state.config.track.experiment)
+    with store_errors(store.uri), store_lock(root):
+        for run in store.find({Tag.KEY: state.key}):
+            if run.info.status == "FINISHED":
+                add_experiment(store, run)
+                store.discard_live(state.model_sha256)
+                return run.info.run_id
+        return _write(store, state)
+
+
+def add_experiment(store: Store, run: Run) -> None:
+    """Adds the name of the present DVC experiment, which reached the same state."""
+    if name := os.environ.get("DVC_EXP_NAME"):
+        store.set_tags(run.info.run_id, {Tag.EXPERIMENTS: ",".join(sorted(experiment_names(run) | {name}))})
+
+
+def _write(store: Store, state: State) -> str:
+    """Completes the open run of this model's training, or writes a new one.
+
+    Continues an interrupted attempt without logging anything twice.
+    """
+    config, diff = state.config, worktree.uncommitted_changes(state.outputs)
+    name = os.environ.get("DVC_EXP_NAME") or f"{config.data.name}-{state.key[:7]}"
+    found = store.to_complete(state.model_sha256, state.key)
+    mlflow.set_tracking_uri(store.uri)
+    with mlflow.start_run(
+        run_id=found.info.run_id if found else None,
+        experiment_id=store.experiment.experiment_id,
+        run_name=name,
+        tags={Tag.PENDING: state.key, Tag.PLACE: repository.address(store.root)},
+    ) as run:
+        run_id = run.info.run_id
+        store.update_run(run_id, name=name)
+        curves, stored = read_curves(state.curves), store.epochs(run_id)
+        used = {name: value for name, value in leaves(config).items() if name.partition(".")[0] not in NOT_IN_PIPELINE}
+        store.log_params(run_id, used)
+        store.log_metrics(run_id, [row for row in curves if row[0] not in stored])
+        evaluation = json.loads(state.evaluation.read_text())
+        final = {name: float(value) for name, value in evaluation.items() if not isinstance(value, str)}
+        store.log_metrics(run_id, [(FINAL_STEP, final)] if not final.keys() & run.data.metrics.keys() else [])
+        store.log_inputs(run_id, [dataset_input(state)])
+        log_files(store, run_id, state, diff)
+        logged = run.outputs.model_outputs if run.outputs else []
+        uri = f"models:/{logged[0].model_id}" if logged else registry.log_model(run_id, state.model)
+        registry.register(store, config, run_id, uri, curves[-1][1][CHAMPION_METRIC])
+        store.set_tags(run_id, provenance(state, dirty=bool(diff)))  # last, because the key marks a whole run
+        store.delete_tag(run_id, Tag.PENDING)
+    store.discard_live(state.model_sha256)  # a run of the same training that a repeated request created
+    return run_id
+
+
+def provenance(state: State, dirty: bool) -> dict[str, str]:
+    """The tags that link a run to git, to DVC, and to its files."""
+    commit, experiment = worktree.head(), os.environ.get("DVC_EXP_NAME", "")
+    tags = {
+        Tag.KEY: state.key,
+        Tag.MODEL: state.model_sha256,
+        Tag.DATA: state.data_sha256,
+        Tag.COMMIT: commit,
+        Tag.DIRTY: str(dirty).lower(),
+        "mlflow.source.git.commit": commit,
+        "mlflow.source.name": SOURCE,
+        Tag.EXPERIMENT: experiment,
+        Tag.EXPERIMENTS: experiment,
+        Tag.BASELINE: os.environ.get("DVC_EXP_BASELINE_REV", ""),
+    }
+    return {name: value for name, value in tags.items() if value}
+
+
+def dataset_input(state: State) -> DatasetInput:
+    """The data set, for the run's page in MLflow."""
+    source = json.dumps({"files": [path.name for path in files_below(state.data)]})
+    return DatasetInput(
+        Dataset(name=state.config.data.name, digest=state.data_sha256[:16], source_type="local", source=source),
+        [InputTag("mlflow.data.context", "train")],
+    )
+
+
+def log_files(client: MlflowClient, run_id: str, state: State, diff: bytes) -> None:
+    """Logs the pictures, as images that the UI compares and as files, and everything that a reproduction needs."""
+    shown = {Path(item.path).name for item in client.list_artifacts(run_id, "images")}
+    for folder in (state.plots, state.samples):
+        client.log_artifacts(run_id, str(folder), folder.name)
+        for picture in sorted(folder.rglob("*.png")):
+            key = f"{folder.name}_{picture.stem}"  # the same in each run
+            if not any(name.startswith(key) for name in shown):
+                log_picture(client, run_id, key, picture)
+    for path in (state.model, state.curves, state.evaluation):
+        client.log_artifact(run_id, str(path), path.parent.name)
+    for path in (state.params, Path("dvc.yaml"), Path("dvc.lock")):
+        if path.is_file():
+            client.log_artifact(run_id, str(path))
+    with tempfile.TemporaryDirectory() as scratch:
+        changes = Path(scratch) / "working-tree.diff"
+        changes.write_bytes(diff)
+        client.log_artifact(run_id, str(changes))
+    client.log_dict(run_id, state.output_hashes(), "hashes.json")
+
+
+def log_picture(client: MlflowClient, run_id: str, key: str, picture: Path) -> None:
+    """Logs a picture that the UI can compare with the same picture of other runs."""
+    client.log_image(run_id, Image.open(picture), key=key, step=FINAL_STEP, synchronous=True)
+
+
+def record_quality(params: Path, quality: Path, picture: Path, root: Path) -> list[str]:
+    """Adds the quality of a model's samples to every run of that model, and returns the ids of these runs.
+
+    Raises:
+        InputError: the store cannot be reached or written, or has no run of the model.
+    """
+    values, digest = json.loads(quality.read_text()), sha256(quality)
+    figures = {name: value for name, value in values.items() if isinstance(value, float)}
+    store = Store(root, load(params).track.experiment)
+    with store_errors(store.uri), store_lock(root):
+        runs = store.find({Tag.MODEL: values["model_sha256"]})
+        if not runs:
+            raise InputError(
+                f"MLflow store {store.uri}: no run of the model in {quality}; `dvc repro --force track` first"
+            )
+        for run in runs:
+            if run.data.tags.get(Tag.QUALITY) != digest:
+                run_id = run.info.run_id
+                store.log_metrics(run_id, [(FINAL_STEP, figures)])
+                store.log_artifact(run_id, str(quality), quality.parent.name)
+                log_picture(store, run_id, f"quality_{picture.stem}", picture)
+                store.set_tags(run_id, {Tag.QUALITY: digest})  # last, because it marks that the quality is whole
+    return [run.info.run_id for run in runs]

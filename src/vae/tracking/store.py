@@ -1,0 +1,237 @@
+"""The MLflow store, and the runs in it.
+
+The life of a run:
+
+1. A training opens its run: RUNNING, with the tag `vae.training` (the key of the training). Its epochs arrive live.
+   If the training is killed or fails, the run ends as KILLED or FAILED. The same training, started again, continues it.
+2. `track` completes the run: the tag `vae.pending` names the key of the state that it writes. If `track` is cut short,
+   the next `track` of that state continues this run.
+3. The run is whole: FINISHED, with the tag `vae.key`, which is set last. `vae.pending` is removed.
+
+A state whose stages came from the cache had no training, so its run begins at 2. A state that already has a whole run
+keeps it, and `track` deletes a run that a training opened on the way to that state.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from mlflow import MlflowClient, MlflowException
+from mlflow.entities import Experiment, Metric, Param, Run, RunTag
+
+from vae.errors import InputError
+from vae.runtime import checkpoint
+from vae.runtime.repository import state_folder
+
+SQLITE = "sqlite:///"
+LOCK_SECONDS = 1800  # a store behind a slow line takes minutes for one run, and runs are written one by one
+PARAMS_AT_ONCE = 100  # MLflow's limit for one request
+METRICS_AT_ONCE = 1000
+CHAMPION_METRIC = "val_neg_elbo_nats"  # every epoch has it, and models are chosen by it
+SOURCE = "dvc.yaml"  # shown by the UI as the source of a run
+
+
+class Tag:
+    """The names of the tags on a run."""
+
+    KEY = "vae.key"  # of the state; its presence means that the run is whole
+    PENDING = "vae.pending"  # the key of the state that `track` is writing
+    TRAINING = "vae.training"  # the key of the training that opened the run
+    PLACE = "vae.place"  # the repository on which machine
+    MODEL = "vae.model_sha256"
+    DATA = "vae.data_sha256"
+    QUALITY = "vae.quality_sha256"  # of the metrics/quality.json that was added
+    COMMIT = "git.commit"
+    DIRTY = "git.dirty"  # "true" if there are uncommitted changes
+    EXPERIMENT = "dvc.experiment"  # the name under which the state was first reached
+    EXPERIMENTS = "dvc.experiments"  # all names under which it was reached, separated by commas
+    BASELINE = "dvc.baseline"  # the commit from which the experiment started
+
+
+def store_uri(root: Path) -> str:
+    """The address of the store: `MLFLOW_TRACKING_URI`, or a database in the main repository.
+
+    A relative path of a database starts at the main repository, also in the copy in which a temporary experiment runs.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
+    return f"{SQLITE}{root.resolve() / uri.removeprefix(SQLITE)}" if uri.startswith(SQLITE) else uri
+
+
+@contextmanager
+def store_lock(root: Path) -> Iterator[None]:
+    """Lets one process at a time create the schema, or look for a run and write it if there is none."""
+    lock = FileLock(state_folder(root) / "mlflow.lock", timeout=LOCK_SECONDS)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(
+            f"{lock.lock_file}: held by another process for {LOCK_SECONDS} s; wait for it, or end it"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def store_errors(uri: str) -> Iterator[None]:
+    """Turns any error of the store into an InputError that names it.
+
+    An OSError with a file name passes, because its message is clear already.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"MLflow store {uri}: {reason}; check MLFLOW_TRACKING_URI") from error
+
+
+class Store(MlflowClient):
+    """MLflow's client, for one experiment in one store. Both are created if they are missing.
+
+    Raises:
+        InputError: the store cannot be reached.
+    """
+
+    def __init__(self, root: Path, experiment: str) -> None:
+        self.root = root.resolve()
+        self.uri = store_uri(root)
+        with store_errors(self.uri), store_lock(root):
+            self._create_database()
+            super().__init__(self.uri)
+            self.experiment = self._experiment(experiment)
+
+    def _create_database(self) -> None:
+        """Creates a new SQLite store under another name, so that a killed process does not leave half a schema."""
+        path = Path(self.uri.removeprefix(SQLITE))
+        if not self.uri.startswith(SQLITE) or path.exists():
+            return
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        partial = path.with_name(f"{path.name}.partial")
+        partial.unlink(missing_ok=True)
+        SqlAlchemyStore(f"{SQLITE}{partial}", str(self.root / "mlartifacts"))._dispose_engine()
+        os.replace(partial, path)
+
+    def _experiment(self, name: str) -> Experiment:
+        found = self.get_experiment_by_name(name)
+        if found is None:
+            # A server has a place for artifacts. The default of a database is a folder of the current directory, which
+            # `dvc exp run --temp` deletes.
+            artifacts = None if self.uri.startswith("http") else (self.root / "mlartifacts").as_uri()
+            found = self.get_experiment(self.create_experiment(name, artifacts))
+        if found.lifecycle_stage != "active":
+            raise InputError(f"MLflow experiment {name} is deleted; restore it, or change track.experiment")
+        return found
+
+    def find(self, tags: dict[str, str] | None = None) -> list[Run]:
+        """The runs with these tags, newest first."""
+        conditions = " and ".join(f"tags.`{name}` = '{value}'" for name, value in (tags or {}).items())
+        found: list[Run] = []
+        token: str | None = None
+        while True:
+            page = self.search_runs([self.experiment.experiment_id], conditions, page_token=token)
+            found += page
+            if not (token := page.token):
+                return found
+
+    def unfinished(self, training: str) -> list[Run]:
+        """The runs of a training that are open, or that ended before their time."""
+        return [run for run in self.find({Tag.TRAINING: training}) if run.info.status != "FINISHED"]
+
+    def unfinished_of(self, model_sha256: str) -> list[Run]:
+        """The unfinished runs of the training that made this model, even if its observer died."""
+        training = checkpoint.training_of(self.root, model_sha256)
+        return self.unfinished(training) if training else []
+
+    def to_complete(self, model_sha256: str, key: str) -> Run | None:
+        """The unfinished run in which to record a state: one left by an interrupted `track`, or else its training's.
+
+        An interrupted record of another state of the same model stays as it is.
+        """
+        runs = self.find({Tag.PENDING: key}) + self.unfinished_of(model_sha256)
+        open_runs = [run for run in runs if run.info.status != "FINISHED"]
+        return next((run for run in open_runs if run.data.tags.get(Tag.PENDING, key) == key), None)
+
+    def discard_live(self, model_sha256: str) -> None:
+        """Deletes the open runs of the training that made this model, whose state already has its run."""
+        for run in self.unfinished_of(model_sha256):
+            if run.info.status == "RUNNING":
+                self.delete_run(run.info.run_id)
+
+    def run_tags(self, run_id: str, *needed: str) -> dict[str, str]:
+        """The tags of a run.
+
+        Raises:
+            InputError: there is no such run, or it lacks one of the `needed` tags.
+        """
+        try:
+            tags = self.get_run(run_id).data.tags
+        except MlflowException as error:
+            raise InputError(f"{run_id}: no such run in {self.uri}; `make ui` shows the runs and their ids") from error
+        if missing := [name for name in needed if name not in tags]:
+            raise InputError(
+                f"run {run_id} has no {', '.join(missing)}: it was never completed, or not made from a commit"
+            )
+        return tags
+
+    def training_seconds(self, run_id: str) -> float:
+        """The seconds that the epochs of a model took, each counted once, from the run that followed its training.
+
+        Raises:
+            InputError: no run of this model followed all of its epochs, so the times are not known.
+        """
+        model = self.run_tags(run_id, Tag.MODEL)[Tag.MODEL]
+        for run in self.find({Tag.MODEL: model}):
+            history = [self.get_metric_history(run.info.run_id, name) for name in ("epoch_seconds", CHAMPION_METRIC)]
+            seconds, epochs = ({point.step: point.value for point in points} for points in history)
+            if seconds and seconds.keys() == epochs.keys():
+                return sum(seconds.values())
+        raise InputError(
+            f"run {run_id}: no run in {self.uri} followed every epoch of its model's training; "
+            "train it again with `dvc repro --force train`"
+        )
+
+    def recorded(self, run_id: str, *paths: str) -> list[str]:
+        """The text of a run's artifacts."""
+        with tempfile.TemporaryDirectory() as folder:
+            return [self.download(run_id, path, Path(folder)).read_text() for path in paths]
+
+    def download(self, run_id: str, path: str, folder: Path) -> Path:
+        """Copies a run's artifacts below `path` into `folder`."""
+        return Path(self.download_artifacts(run_id, path, str(folder)))
+
+    def log_params(self, run_id: str, values: dict[str, Any]) -> None:
+        """Logs parameters, in as many requests as MLflow's limit demands."""
+        items = [Param(name, str(value)) for name, value in values.items()]
+        for start in range(0, len(items), PARAMS_AT_ONCE):
+            self.log_batch(run_id, params=items[start : start + PARAMS_AT_ONCE])
+
+    def log_metrics(self, run_id: str, rows: list[tuple[int, dict[str, float]]]) -> None:
+        """Logs (step, values) rows, and leaves out values that are NaN."""
+        now = int(time.time() * 1000)
+        items = [Metric(name, value, now, step) for step, row in rows for name, value in row.items() if value == value]
+        for start in range(0, len(items), METRICS_AT_ONCE):
+            self.log_batch(run_id, metrics=items[start : start + METRICS_AT_ONCE])
+
+    def epochs(self, run_id: str) -> set[int]:
+        """The epochs that are in the curves of a run."""
+        return {point.step for point in self.get_metric_history(run_id, CHAMPION_METRIC)}
+
+    def set_tags(self, run_id: str, tags: dict[str, str]) -> None:
+        """Sets tags in one request."""
+        self.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+
+
+def experiment_names(run: Run) -> set[str]:
+    """The names of the DVC experiments that reached the state of this run."""
+    return {name for name in run.data.tags.get(Tag.EXPERIMENTS, "").split(",") if name}

@@ -1,0 +1,44 @@
+"""`make bounds`: checks the importance-weighted bound by annealed importance sampling."""
+
+from vae.runtime import command
+
+# isort: split
+from pathlib import Path
+
+import torch
+
+from vae import data, device, model
+from vae.errors import InputError
+from vae.evaluation import annealed_importance, readme
+from vae.params import load
+from vae.runtime import files
+
+
+def main(params: Path, data_folder: Path, model_file: Path, *, result: Path, page: Path) -> None:
+    """Bounds the likelihood from both sides."""
+    config = load(params)
+    where = device.choose(config.train.device)
+    torch.set_num_threads(config.train.threads)
+    vae = model.load(model_file, where).requires_grad_(False)  # only latents need gradients
+    grey = data.load(data_folder, "t10k").images.to(where)
+    if config.annealing.images > len(grey):
+        raise InputError(
+            f"{params}: annealing.images is {config.annealing.images}, but the test split has {len(grey)} images; "
+            "lower it"
+        )
+
+    x = data.binarize(grey, torch.Generator(where).manual_seed(config.evaluate.seed))  # as in the stage `evaluate`
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(config.annealing.seed))
+    chosen = x[order[: config.annealing.images].to(where)]
+    values = annealed_importance.evaluate(vae, chosen, config.annealing)
+    files.write_json(result, values)
+    table = readme.bounds(values)
+    page.write_text(readme.insert(page.read_text(), table, "bounds"))
+    print(f"{values['images']} test images, nats:\n{table}")
+    print(f"{values['images']} images that the model made, nats:")
+    for name in ("simulated_upper_nats", "simulated_lower_nats", "simulated_gap_nats"):
+        print(f"  {name:20} {values[name]:7.2f} ± {values[f'{name}_stderr']:.2f}")
+
+
+if __name__ == "__main__":
+    command.run(main)

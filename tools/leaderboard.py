@@ -1,0 +1,85 @@
+"""`make leaderboard`: adds the present results as a row of a recipe, and rewrites the tables of results."""
+
+import json
+import shlex
+from itertools import pairwise
+from pathlib import Path
+
+import yaml
+
+from vae.errors import InputError
+from vae.evaluation import leaderboard
+from vae.evaluation import readme as tables
+from vae.model import load as load_model
+from vae.params import TRAINING, Params, leaves, load, parse
+from vae.runtime import command
+from vae.runtime.files import sha256
+from vae.tracking.store import Store, Tag
+from vae.tracking.worktree import git
+
+
+def main(
+    params: Path,
+    *,
+    recipe: str,
+    recipes: Path,
+    model: Path,
+    evaluation: Path,
+    quality: Path,
+    run: Path,
+    board: Path,
+    readme: Path,
+    page: Path,
+) -> None:
+    """Adds or replaces the row of a recipe and its seed."""
+    known = sorted(path.stem for path in recipes.glob("*.sh") if path.stem != "start")
+    if recipe not in known:
+        raise InputError(f"RECIPE={recipe}: no such recipe; `make leaderboard RECIPE=` one of {', '.join(known)}")
+    if not quality.is_file():
+        raise InputError(f"{quality}: no such file; `dvc repro quality/dvc.yaml` first")
+    samples, run_id = json.loads(quality.read_text()), json.loads(run.read_text())["run_id"]
+    store = Store(Path(), load(params).track.experiment)
+    recorded = store.run_tags(run_id, Tag.MODEL)[Tag.MODEL]
+    for path, measured in ((quality, samples["model_sha256"]), (run, recorded)):
+        if measured != sha256(model):
+            raise InputError(
+                f"{path} was measured on another model than {model}; `dvc repro && dvc repro quality/dvc.yaml` first"
+            )
+    text, hashes = store.recorded(run_id, "params.yaml", "hashes.json")
+    if json.loads(hashes)[str(evaluation)] != sha256(evaluation):
+        raise InputError(f"{evaluation} differs from the one recorded in run {run_id}; `dvc repro` first")
+    config = parse(text)
+    check(config, recipe_params(git("show", f"HEAD:{params}").decode(), recipes / f"{recipe}.sh"), run_id, recipe)
+    seconds = store.training_seconds(run_id)
+    parameters = sum(parameter.numel() for parameter in load_model(model).parameters())
+    new = leaderboard.row(recipe, config.train.seed, parameters, seconds, json.loads(evaluation.read_text()), samples)
+    rows = leaderboard.put(leaderboard.read(board), new)
+    leaderboard.write(rows, board)
+    for path, short in ((readme, True), (page, False)):
+        path.write_text(tables.insert(path.read_text(), tables.results(rows, short), "results"))
+    print(tables.results(rows))
+
+
+def recipe_params(committed: str, recipe: Path) -> Params:
+    """The params of a recipe: the committed ones, with the changes of its `-S` options."""
+    tree = yaml.load(committed, yaml.BaseLoader)
+    for flag, word in pairwise(shlex.split(recipe.read_text(), comments=True)):
+        if flag == "-S":
+            key, _, value = word.partition("=")
+            section, _, name = key.partition(".")
+            tree[section][name] = yaml.load(value, yaml.BaseLoader)
+    return parse(yaml.safe_dump(tree))
+
+
+def check(config: Params, expected: Params, run_id: str, recipe: str) -> None:
+    """Raises InputError if a run's params make another model than the recipe does, apart from its seed."""
+    values = leaves(config)
+    for name, value in leaves(expected).items():
+        if name.partition(".")[0] in TRAINING and name != "train.seed" and values[name] != value:
+            raise InputError(
+                f"run {run_id}: {name} is {values[name]}, and {value} in the recipe; `bash recipes/{recipe}.sh` first"
+            )
+
+
+if __name__ == "__main__":
+    command.run(main)

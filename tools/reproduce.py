@@ -1,0 +1,36 @@
+"""`make reproduce`: restores the inputs of an MLflow run, runs it from scratch, and compares every file."""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from vae.errors import InputError
+from vae.params import load
+from vae.runtime import command
+from vae.tracking import reproduction
+from vae.tracking.store import Store, Tag
+from vae.tracking.worktree import worktree
+
+
+def main(params: Path, run: str) -> None:
+    """Reproduces a run in a separate work tree, and exits with 0 if every file is bitwise the same."""
+    if not (run := run.strip()):
+        raise InputError("no run is named; `make reproduce RUN=<run id>`, which `make ui` and `make which` show")
+    root = Path().resolve()
+    store = Store(root, load(params).track.experiment)
+    commit = store.run_tags(run, Tag.COMMIT, Tag.KEY)[Tag.COMMIT]
+    with tempfile.TemporaryDirectory() as scratch, worktree(root, run, commit, keep=True) as folder:
+        recorded = store.download(run, "", Path(scratch))
+        hashes = json.loads((recorded / "hashes.json").read_text())
+        print(f"run {run}: commit {commit[:7]}, restored in {folder}; running it from scratch", flush=True)
+        reproduction.restore(folder, recorded)
+        reproduction.rerun(folder)
+        different = reproduction.compare(folder, hashes, recorded)
+    print("reproduced: every file is the same" if not different else f"{different} of {len(hashes)} files differ")
+    print(f"the work tree stays; `git worktree remove --force {folder}` removes it")
+    sys.exit(1 if different else 0)
+
+
+if __name__ == "__main__":
+    command.run(main)

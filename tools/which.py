@@ -1,0 +1,40 @@
+"""`make which`: which MLflow run is this DVC experiment, and which experiment is this run?"""
+
+from pathlib import Path
+
+from vae.errors import InputError
+from vae.params import load
+from vae.runtime import command
+from vae.tracking.experiments import experiments
+from vae.tracking.store import Store, Tag, experiment_names
+
+
+def main(params: Path, result: Path, name: str) -> None:
+    """Prints the runs and experiments that belong to an experiment's name, a run's name or a run's id."""
+    if not (name := name.strip()):
+        raise InputError("nothing is named; `make which NAME=<experiment or run>`")
+    store = Store(Path(), load(params).track.experiment)
+    known = experiments(Path(), result)
+    recorded = {item.run_id for item in known if item.name == name}
+    runs = [
+        run
+        for run in store.find()
+        if name in (run.info.run_id, run.info.run_name, *experiment_names(run)) or run.info.run_id in recorded
+    ]
+    if not runs:
+        raise InputError(
+            f"{name}: neither a DVC experiment with a run nor an MLflow run; `make doctor` looks for orphans"
+        )
+    for run in runs:
+        tags, names = run.data.tags, experiment_names(run)
+        here = [item.name for item in known if item.name in names or item.run_id == run.info.run_id]
+        print(
+            f"MLflow run {run.info.run_id} ({run.info.run_name}, {run.info.status}) is "
+            f"{'DVC experiment ' + ', '.join(here) if here else 'no DVC experiment of this repository'}; "
+            f"baseline {tags.get(Tag.BASELINE, 'none')[:7]}, commit {tags.get(Tag.COMMIT, 'none')[:7]}"
+            f"{' with changes' if tags.get(Tag.DIRTY) == 'true' else ''}"
+        )
+
+
+if __name__ == "__main__":
+    command.run(main)
