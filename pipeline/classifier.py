@@ -1,8 +1,7 @@
 """Stage `classifier`: fits the classifier that stage `quality` uses."""
 
-from vae.runtime import command
+from vae.runtime import command, cores, files
 
-# isort: split
 from pathlib import Path
 
 import torch
@@ -10,11 +9,9 @@ import torch
 from vae import data
 from vae.evaluation import classifier
 from vae.params import load
-from vae.runtime import cores, files
 
 
 def main(params: Path, data_folder: Path, *, network: Path, result: Path) -> None:
-    """Fits the classifier on the CPU, so that machines of one kind get the same weights."""
     config = load(params)
     torch.set_num_threads(config.classifier.threads)
     train, test = data.load(data_folder, "train"), data.load(data_folder, "t10k")

@@ -1,14 +1,14 @@
 """Stage `download`: fetches the data set that data.name names, verified, as four IDX files."""
 
+from vae.runtime import command, mirrors
+
 import os
 from pathlib import Path
 
 from vae.params import load
-from vae.runtime import command, mirrors
 
 
 def main(params: Path, data: Path) -> None:
-    """Fetches the data set."""
     name = load(params).data.name
     sources = mirrors.download(name, data, dict(os.environ))
     size = sum(file.stat().st_size for file in data.iterdir())

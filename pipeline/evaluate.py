@@ -1,8 +1,7 @@
 """Stage `evaluate`: bounds on the test split, and pictures of what the model has learned."""
 
-from vae.runtime import command
+from vae.runtime import command, cores, files
 
-# isort: split
 from pathlib import Path
 
 import torch
@@ -10,7 +9,6 @@ import torch
 from vae import data, device, model
 from vae.evaluation import metrics, plots
 from vae.params import load
-from vae.runtime import cores, files
 
 EXAMPLES = 12  # columns of originals and their reconstructions
 TRAVERSED = 10  # latents with the most nats
@@ -18,7 +16,6 @@ STEPS = 11  # images of a traversal
 
 
 def main(params: Path, data_folder: Path, model_file: Path, *, result: Path, pictures: Path) -> None:
-    """Evaluates the model on the test images."""
     config = load(params)
     where = device.choose(config.train.device)
     torch.set_num_threads(config.train.threads)

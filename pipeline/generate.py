@@ -2,7 +2,6 @@
 
 from vae.runtime import command
 
-# isort: split
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,6 @@ STEPS = 12  # pictures of an interpolation, both ends included
 
 @torch.no_grad()
 def main(params: Path, data_folder: Path, model_file: Path, samples: Path) -> None:
-    """Draws new digits."""
     config = load(params)
     where = device.choose(config.train.device)
     torch.set_num_threads(config.train.threads)

@@ -1,8 +1,7 @@
 """Stage `quality`: compares samples with test images (classifier features) and with their nearest training images."""
 
-from vae.runtime import command
+from vae.runtime import command, cores, files
 
-# isort: split
 from pathlib import Path
 
 import torch
@@ -11,13 +10,11 @@ from vae import data
 from vae.evaluation import classifier, plots, quality
 from vae.model import load as load_model
 from vae.params import load
-from vae.runtime import cores, files
 
 EXAMPLES = 12  # samples in the picture, above their nearest training images
 
 
 def main(params: Path, data_folder: Path, *, model: Path, network: Path, result: Path, picture: Path) -> None:
-    """Measures the quality of samples."""
     config = load(params)
     torch.set_num_threads(config.train.threads)
     fitted, vae = classifier.load(network), load_model(model)

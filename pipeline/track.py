@@ -1,12 +1,10 @@
 """Stage `track`: makes this state of the pipeline one complete MLflow run."""
 
-from vae.runtime import command
+from vae.runtime import command, files, repository
 
-# isort: split
 import json
 from pathlib import Path
 
-from vae.runtime import files, repository
 from vae.tracking.record import record
 from vae.tracking.state import State
 
@@ -24,7 +22,6 @@ def main(
     quality: Path,
     nearest: Path,
 ) -> None:
-    """Records the run in MLflow."""
     state = State(params, data, model, curves, evaluation, plots, samples)
     remove_if_stale(state, quality, nearest)
     run_id = record(state, repository.main_repository())

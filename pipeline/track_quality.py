@@ -1,16 +1,13 @@
 """Stage `track_quality`: adds the quality of samples to the MLflow runs of the model."""
 
-from vae.runtime import command
+from vae.runtime import command, repository
 
-# isort: split
 from pathlib import Path
 
-from vae.runtime import repository
 from vae.tracking.record import record_quality
 
 
 def main(params: Path, quality: Path, picture: Path) -> None:
-    """Records the quality of samples in MLflow."""
     for run_id in record_quality(params, quality, picture, repository.main_repository()):
         print(f"MLflow run {run_id} has the quality of its samples")
 

@@ -4,7 +4,8 @@ from vae.runtime import command, live
 
 OBSERVER = live.start()  # before the imports below, so that mlflow is imported there while torch is imported here
 
-import csv
+from vae.runtime import checkpoint, cores, files, repository
+
 import sys
 import time
 from dataclasses import asdict, astuple
@@ -16,14 +17,12 @@ from tqdm import tqdm
 from vae import data, device, params, training
 from vae.model import VAE
 from vae.model import save as save_model
-from vae.runtime import checkpoint, cores, files, repository
 
 SHOWN = 64  # digits in the picture of an epoch
 Records = list[training.Record]
 
 
 def main(config_path: Path, data_folder: Path, *, model: Path, curves: Path, validation: Path, run: Path) -> None:
-    """Fits the VAE."""
     # Training opens an MLflow run that only `track` completes. Deleting its output makes DVC run `track`, even if
     # training reproduces the locked results.
     run.unlink(missing_ok=True)
@@ -39,7 +38,7 @@ def main(config_path: Path, data_folder: Path, *, model: Path, curves: Path, val
     with checkpoint.checkpoint(root, key) as saved:
         with live.follow(OBSERVER, config_path, root, key, saved.own) as feed:
             records = run_epochs(state, split, config, saved, feed)
-            write(curves, records)
+            files.write_csv(curves, training.COLUMNS, map(astuple, records))
             # The figure by which sweeps are sorted.
             files.write_json(validation, {"val_neg_elbo_nats": records[-1].val_neg_elbo_nats})
             save_model(state.model, model)
@@ -86,15 +85,6 @@ def digits(vae: VAE, seed: int) -> bytes:
     """Sampled digits, one grey byte for each pixel, with the same noise after each epoch."""
     generator = torch.Generator(next(vae.parameters()).device).manual_seed(seed)
     return vae.sample(SHOWN, generator).mul(255).round().byte().cpu().numpy().tobytes()
-
-
-def write(path: Path, records: Records) -> None:
-    """Writes metrics/train.csv."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(training.COLUMNS)
-        writer.writerows(map(astuple, records))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """`make bounds`: checks the importance-weighted bound by annealed importance sampling."""
 
-from vae.runtime import command
+from vae.runtime import command, files
 
-# isort: split
 from pathlib import Path
 
 import torch
@@ -11,11 +10,9 @@ from vae import data, device, model
 from vae.errors import InputError
 from vae.evaluation import annealed_importance, readme
 from vae.params import load
-from vae.runtime import files
 
 
 def main(params: Path, data_folder: Path, model_file: Path, *, result: Path, page: Path) -> None:
-    """Bounds the likelihood from both sides."""
     config = load(params)
     where = device.choose(config.train.device)
     torch.set_num_threads(config.train.threads)

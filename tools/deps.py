@@ -1,72 +1,58 @@
 """`make deps`: writes the code that each stage imports into its `deps` list in dvc.yaml and quality/dvc.yaml."""
 
+from vae.runtime import command
+
 import ast
 import re
 from pathlib import Path
 
 from vae.errors import InputError
-from vae.runtime import command
 
-ROOT = Path(__file__).parents[1]
 OBSERVERS = ("src/vae/runtime/", "src/vae/tracking/")  # a change of these files changes no result of a stage
 MIRRORS = "src/vae/runtime/mirrors.py"  # the exception: it decides what is downloaded
 
 
 def imported(path: Path) -> set[str]:
     """The full names of everything that a Python file imports, also inside functions."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    froms = (node for node in nodes if isinstance(node, ast.ImportFrom))
+    return names | {f"{node.module}.{alias.name}" for node in froms for alias in node.names}
 
 
 def library_files(path: Path) -> set[str]:
-    """The files of src/vae that a Python file imports, relative to the root."""
-    files = set()
-    for name in imported(path):
-        module = ROOT / "src" / name.replace(".", "/")
-        for file in (module.with_suffix(".py"), module.parent.with_suffix(".py")):  # a module, or a name in a module
-            if name.startswith("vae.") and file.is_file():
-                files.add(str(file.relative_to(ROOT)))
-    return files
+    """The files of src/vae that a Python file imports."""
+    modules = [Path("src", *name.split(".")) for name in imported(path) if name.startswith("vae.")]
+    files = {file for module in modules for file in (module.with_suffix(".py"), module.parent.with_suffix(".py"))}
+    return {str(file) for file in files if file.is_file()}  # of a module, or of a name in a module
 
 
-def closure(script: Path) -> set[str]:
-    """All files of the library that a script imports, directly or not, without the observers and their imports."""
-    found: set[str] = set()
-    queue = [script]
+def closure(script: str) -> set[str]:
+    """A script, and all files of the library that it imports, directly or not, without observers and their imports."""
+    found, queue = {script}, [script]
     while queue:
-        for file in library_files(queue.pop()) - found:
+        for file in library_files(Path(queue.pop())) - found:
             if file == MIRRORS or not file.startswith(OBSERVERS):
                 found.add(file)
-                queue.append(ROOT / file)
+                queue.append(file)
     return found
 
 
 def rewritten(text: str) -> str:
     """The text of a dvc.yaml with the closure of each stage's script among its sorted `deps`."""
-    result: list[str] = []
-    script = ""
-    deps: list[str] | None = None
-    for line in text.splitlines():
-        if deps is not None and not line.startswith("    - "):  # the end of the list
-            result += sorted({*deps, *(f"    - {file}" for file in {script, *closure(ROOT / script)})})
-            deps = None
-        if found := re.search(r"pipeline/\w+\.py", line) if deps is None else None:
-            script = found[0]
-        if deps is None:
-            result.append(line)
-            deps = [] if line == "    deps:" else None
-        elif not line.endswith(".py"):
-            deps.append(line)
-    return "\n".join(result) + "\n"
+
+    def stage(found: re.Match[str]) -> str:
+        command, deps = found.groups()
+        script = re.search(r"pipeline/\w+\.py", command)
+        assert script, command
+        others = re.findall(r"    - .*(?<!\.py)\n", deps)
+        lines = {*others, *(f"    - {file}\n" for file in closure(script[0]))}
+        return "".join([command, "    deps:\n", *sorted(lines)])
+
+    return re.sub(r"(    cmd: (?:.*\n)+?)    deps:\n((?:    - .*\n)*)", stage, text)
 
 
 def main(pipeline: Path, quality: Path, check: bool) -> None:
-    """Writes the lists, or with `--check` only says whether they are up to date."""
     for path in (pipeline, quality):
         text = path.read_text()
         if (new := rewritten(text)) == text:

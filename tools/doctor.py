@@ -1,5 +1,7 @@
 """`make doctor`: finds runs and experiments that DVC and MLflow do not both know, and repairs what can be repaired."""
 
+from vae.runtime import checkpoint, command, repository
+
 import sys
 from pathlib import Path
 
@@ -7,13 +9,11 @@ from mlflow.entities import Run
 
 from vae.errors import InputError
 from vae.params import load
-from vae.runtime import checkpoint, command, repository
 from vae.tracking.experiments import Experiment, experiments, record_again
 from vae.tracking.store import Store, Tag, experiment_names
 
 
 def main(params: Path, result: Path, mend: bool) -> None:
-    """Reports runs stuck in RUNNING, experiments without a run, and runs without an experiment."""
     root = Path().resolve()
     store = Store(root, load(params).track.experiment)
     runs, known = store.find(), experiments(root, result)
@@ -25,9 +25,7 @@ def main(params: Path, result: Path, mend: bool) -> None:
 
 def stuck(store: Store, runs: list[Run], mend: bool) -> int:
     """Runs that are RUNNING although no training holds their lock.
-
-    A run that only waits for `track` may be ended too: `track` completes it all the same.
-    """
+    A run that only waits for `track` may be ended too: `track` completes it all the same."""
     left, here = 0, repository.address(store.root)
     for run in runs:
         tags = run.data.tags

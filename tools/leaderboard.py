@@ -1,5 +1,7 @@
 """`make leaderboard`: adds the present results as a row of a recipe, and rewrites the tables of results."""
 
+from vae.runtime import command, files
+
 import json
 import shlex
 from itertools import pairwise
@@ -12,8 +14,6 @@ from vae.evaluation import leaderboard
 from vae.evaluation import readme as tables
 from vae.model import load as load_model
 from vae.params import TRAINING, Params, leaves, load, parse
-from vae.runtime import command
-from vae.runtime.files import sha256
 from vae.tracking.store import Store, Tag
 from vae.tracking.worktree import git
 
@@ -31,7 +31,6 @@ def main(
     readme: Path,
     page: Path,
 ) -> None:
-    """Adds or replaces the row of a recipe and its seed."""
     known = sorted(path.stem for path in recipes.glob("*.sh") if path.stem != "start")
     if recipe not in known:
         raise InputError(f"RECIPE={recipe}: no such recipe; `make leaderboard RECIPE=` one of {', '.join(known)}")
@@ -41,12 +40,12 @@ def main(
     store = Store(Path(), load(params).track.experiment)
     recorded = store.run_tags(run_id, Tag.MODEL)[Tag.MODEL]
     for path, measured in ((quality, samples["model_sha256"]), (run, recorded)):
-        if measured != sha256(model):
+        if measured != files.sha256(model):
             raise InputError(
                 f"{path} was measured on another model than {model}; `dvc repro && dvc repro quality/dvc.yaml` first"
             )
     text, hashes = store.recorded(run_id, "params.yaml", "hashes.json")
-    if json.loads(hashes)[str(evaluation)] != sha256(evaluation):
+    if json.loads(hashes)[str(evaluation)] != files.sha256(evaluation):
         raise InputError(f"{evaluation} differs from the one recorded in run {run_id}; `dvc repro` first")
     config = parse(text)
     check(config, recipe_params(git("show", f"HEAD:{params}").decode(), recipes / f"{recipe}.sh"), run_id, recipe)
@@ -54,7 +53,7 @@ def main(
     parameters = sum(parameter.numel() for parameter in load_model(model).parameters())
     new = leaderboard.row(recipe, config.train.seed, parameters, seconds, json.loads(evaluation.read_text()), samples)
     rows = leaderboard.put(leaderboard.read(board), new)
-    leaderboard.write(rows, board)
+    files.write_csv(board, leaderboard.COLUMNS, ([row[name] for name in leaderboard.COLUMNS] for row in rows))
     for path, short in ((readme, True), (page, False)):
         path.write_text(tables.insert(path.read_text(), tables.results(rows, short), "results"))
     print(tables.results(rows))

@@ -1,17 +1,17 @@
 """For `make run`: exits with 0 if the data set is here or a source has it, and with 3 if no source answers."""
 
+from vae.runtime import command, mirrors
+
 import os
 import sys
 from pathlib import Path
 
 from vae.params import load
-from vae.runtime import command, mirrors
 
 UNREACHABLE = 3  # differs from 1, an error that another data set does not mend
 
 
 def main(params: Path, data: Path) -> None:
-    """Checks whether the data set can be downloaded."""
     name = load(params).data.name
     if name == "digits" or mirrors.present(name, data):
         return

@@ -1,5 +1,7 @@
 """`make reproduce`: restores the inputs of an MLflow run, runs it from scratch, and compares every file."""
 
+from vae.runtime import command
+
 import json
 import sys
 import tempfile
@@ -7,14 +9,12 @@ from pathlib import Path
 
 from vae.errors import InputError
 from vae.params import load
-from vae.runtime import command
 from vae.tracking import reproduction
 from vae.tracking.store import Store, Tag
 from vae.tracking.worktree import worktree
 
 
 def main(params: Path, run: str) -> None:
-    """Reproduces a run in a separate work tree, and exits with 0 if every file is bitwise the same."""
     if not (run := run.strip()):
         raise InputError("no run is named; `make reproduce RUN=<run id>`, which `make ui` and `make which` show")
     root = Path().resolve()

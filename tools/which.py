@@ -1,16 +1,16 @@
 """`make which`: which MLflow run is this DVC experiment, and which experiment is this run?"""
 
+from vae.runtime import command
+
 from pathlib import Path
 
 from vae.errors import InputError
 from vae.params import load
-from vae.runtime import command
 from vae.tracking.experiments import experiments
 from vae.tracking.store import Store, Tag, experiment_names
 
 
 def main(params: Path, result: Path, name: str) -> None:
-    """Prints the runs and experiments that belong to an experiment's name, a run's name or a run's id."""
     if not (name := name.strip()):
         raise InputError("nothing is named; `make which NAME=<experiment or run>`")
     store = Store(Path(), load(params).track.experiment)

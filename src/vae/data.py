@@ -21,10 +21,7 @@ def read_idx(path: Path, kind: str) -> Tensor:
     """Reads an IDX file of 28x28 images, (N, 784), or of labels, (N,), as uint8.
 
     The file is memory-mapped, not copied. The bytes are interpreted as torchvision does.
-
-    Raises:
-        InputError: the file is missing, or is not a whole IDX file of that kind.
-    """
+    Raises InputError if the file is missing, or is not a whole IDX file of that kind."""
     header, remedy = idx.HEADER[kind], "fetch it again with `dvc repro --force download`"
     if not path.is_file():
         raise InputError(f"{path}: no such file; {remedy}")
@@ -54,18 +51,14 @@ def load(folder: Path, split: str) -> Split:
 
 def split_validation(train: Tensor, validation: int) -> tuple[Tensor, Tensor]:
     """Splits off the last `validation` training images, at most a fifth of them (small data sets have few).
-
-    Shapes: train (N, ...) -> (N - V, ...), (V, ...).
-    """
+    Shapes: train (N, ...) -> (N - V, ...), (V, ...)."""
     count = min(validation, len(train) // 5)
     return train[: len(train) - count], train[len(train) - count :]
 
 
 def binarize(grey: Tensor, generator: torch.Generator) -> Tensor:
     """Draws x ~ Bernoulli(grey / 255) (Salakhutdinov & Murray 2008), as float32 zeros and ones.
-
-    Shapes: grey (B, 784) uint8 -> (B, 784).
-    """
+    Shapes: grey (B, 784) uint8 -> (B, 784)."""
     uniform = torch.rand(grey.shape, generator=generator, device=grey.device)  # (B, 784) in [0, 1)
     return (uniform.mul_(255) < grey).float()
 

@@ -7,10 +7,7 @@ from vae.errors import InputError
 
 def choose(name: str) -> torch.device:
     """`auto` is CUDA if there is a CUDA device, else the CPU.
-
-    Raises:
-        InputError: the named device is not on this machine.
-    """
+    Raises InputError if the named device is not on this machine."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():

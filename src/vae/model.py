@@ -59,9 +59,7 @@ class Residual(nn.Module):
 
 def fold(x: Tensor) -> Tensor:
     """Moves each 2x2 square of pixels into the channels: (B, C, 2H, 2W) -> (B, H, W, 4C).
-
-    Followed by a linear layer this is a convolution of stride 2, in half the time of torch's own on a CPU.
-    """
+    Followed by a linear layer this is a convolution of stride 2, in half the time of torch's own on a CPU."""
     x = x.permute(0, 2, 3, 1)  # (B, 2H, 2W, C)
     x = x.unflatten(1, (-1, 2)).unflatten(3, (-1, 2))  # (B, H, 2, W, 2, C)
     return x.transpose(2, 3).flatten(3)
@@ -73,11 +71,6 @@ def unfold(x: Tensor) -> Tensor:
     return x.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
 
 
-def residuals(channels: int, count: int) -> nn.Sequential:
-    """A sequence of `count` residual blocks."""
-    return nn.Sequential(*(Residual(channels) for _ in range(count)))
-
-
 class ConvEncoder(nn.Module):
     """q(z|x) by residual blocks at 7x7. Folding 2x2 pixels into channels halves the resolution."""
 
@@ -86,7 +79,7 @@ class ConvEncoder(nn.Module):
         wide, deep = config.channels
         self.enter = nn.Conv2d(4, wide, 3, padding=1)
         self.down = nn.Linear(4 * wide, deep)
-        self.blocks7 = residuals(deep, config.blocks)
+        self.blocks7 = nn.Sequential(*(Residual(deep) for _ in range(config.blocks)))
         self.leave = nn.Linear(49 * deep, 2 * config.latent_dim)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,9 +99,9 @@ class ConvDecoder(nn.Module):
         super().__init__()
         wide, self.deep = config.channels
         self.enter = nn.Linear(config.latent_dim, 49 * self.deep)
-        self.blocks7 = residuals(self.deep, config.blocks)
+        self.blocks7 = nn.Sequential(*(Residual(self.deep) for _ in range(config.blocks)))
         self.up = nn.Linear(self.deep, 4 * wide)
-        self.blocks14 = residuals(wide, config.blocks)
+        self.blocks14 = nn.Sequential(*(Residual(wide) for _ in range(config.blocks)))
         self.leave = nn.Linear(wide, 4, bias=False)  # linear: a convolution to 4 channels takes as long as one to 16
         self.bias = nn.Parameter(
             torch.zeros(PIXELS)

@@ -16,8 +16,7 @@ class _BernoulliLogProb(torch.autograd.Function):
     """sum_p x l - log(1 + e^l), written as sum_p (x - 1/2) l - |l| / 2 + log sigmoid(|l|).
 
     The logarithm is the slowest pass on a CPU (`log1p` is ten times slower still). So it is taken of products of 16
-    sigmoids, each in [1/2, 1]. The gradient in l is x - sigmoid(l): one backward pass instead of autograd's six.
-    """
+    sigmoids, each in [1/2, 1]. The gradient in l is x - sigmoid(l): one backward pass instead of autograd's six."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, logits: Tensor) -> Tensor:  # type: ignore[override]
@@ -37,9 +36,7 @@ class _BernoulliLogProb(torch.autograd.Function):
 
 def bernoulli_log_prob(x: Tensor, logits: Tensor) -> Tensor:
     """log p(x|z) = sum over pixels of x l - log(1 + e^l). For grey x this is the negative cross-entropy.
-
-    Shapes: x (B, P) in [0, 1], logits (B, P) -> (B,).
-    """
+    Shapes: x (B, P) in [0, 1], logits (B, P) -> (B,)."""
     return _BernoulliLogProb.apply(x, logits)
 
 
@@ -59,9 +56,7 @@ def elbo_terms(model: VAE, x: Tensor, generator: torch.Generator) -> tuple[Tenso
 
     rate = log q(z|x) - log p(z), distortion = -log p(x|z). If the prior is the standard normal, the rate is the closed
     form KL(q(z|x) || p(z)), which has the same mean and less noise.
-
-    Shapes: x (B, P) -> (B,), (B,).
-    """
+    Shapes: x (B, P) -> (B,), (B,)."""
     mu, logvar = model.encode(x)  # (B, D), (B, D)
     z = sample_posterior(mu, logvar, generator)  # (B, D)
     distortion = -bernoulli_log_prob(x, model.decode(z))  # (B,)
@@ -80,13 +75,8 @@ def importance_weighted_loss(
     sum_k v_k^2 d log w_k, so its noise does not grow with K. Here log w = -(beta * rate + distortion). The encoder gets
     the factor v_k^2 for any beta: this is its gradient if beta is 1, and a shorter step while beta rises.
     Returns the loss, and the mean rate and distortion of the same samples, which are the parts of the ELBO.
-
-    Shapes: x (B, P) -> (B,), (B,), (B,).
-    """
-    mu, logvar = (part[:, None].expand(-1, samples, -1) for part in model.encode(x))  # (B, K, D)
-    z = sample_posterior(mu, logvar, generator)  # (B, K, D)
-    distortion = -bernoulli_log_prob(x[:, None], model.decode(z))  # (B, K)
-    rate = gaussian_log_prob(z, mu.detach(), logvar.detach()) - model.prior.log_prob(z)  # (B, K)
+    Shapes: x (B, P) -> (B,), (B,), (B,)."""
+    z, rate, distortion = log_weights(model, x, model.encode(x), samples, generator)
     log_w = -(beta * rate + distortion)
     share = torch.softmax(log_w.detach(), dim=1)  # (B, K)
     z.register_hook(lambda gradient: share[..., None] * gradient)
@@ -97,9 +87,7 @@ def prior_rate(model: VAE, x: Tensor, samples: int, generator: torch.Generator) 
     """log q(z|x) - log p(z), the mean over K samples, with a gradient in the prior alone.
 
     Its optimum is the aggregate posterior E_x q(z|x) (Tomczak & Welling 2018, eq. 5).
-
-    Shapes: x (B, P) -> (B,).
-    """
+    Shapes: x (B, P) -> (B,)."""
     with torch.no_grad():
         mu, logvar = (part[:, None].expand(-1, samples, -1) for part in model.encode(x))  # (B, K, D)
         z = sample_posterior(mu, logvar, generator)  # (B, K, D)
@@ -108,17 +96,15 @@ def prior_rate(model: VAE, x: Tensor, samples: int, generator: torch.Generator) 
 
 def log_weights(
     model: VAE, x: Tensor, posterior: tuple[Tensor, Tensor], samples: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """The parts of log w = log p(x|z) + log p(z) - log q(z|x) for K samples of each image (Burda et al. 2016).
+) -> tuple[Tensor, Tensor, Tensor]:
+    """K samples z of each image, and the parts of log w = log p(x|z) + log p(z) - log q(z|x) (Burda et al. 2016).
 
-    `posterior` is `model.encode(x)`, so that a caller that takes the samples in parts encodes the images once.
-    Returns (rate, distortion), with log w = -(rate + distortion).
-
-    Shapes: x (B, P), posterior (B, D), (B, D) -> (B, K), (B, K).
-    """
+    `posterior` is `model.encode(x)`, so that a caller that takes the samples in parts encodes the images once. The
+    density q(z|x) has no gradient in its parameters, as the loss above demands.
+    Returns z, rate and distortion, with log w = -(rate + distortion).
+    Shapes: x (B, P), posterior (B, D), (B, D) -> (B, K, D), (B, K), (B, K)."""
     mu, logvar = (part[:, None].expand(-1, samples, -1) for part in posterior)  # (B, K, D)
     z = sample_posterior(mu, logvar, generator)  # (B, K, D)
-    logits = model.decode(z)  # (B, K, P)
-    distortion = -bernoulli_log_prob(x[:, None], logits)  # (B, K)
-    rate = gaussian_log_prob(z, mu, logvar) - model.prior.log_prob(z)  # (B, K)
-    return rate, distortion
+    distortion = -bernoulli_log_prob(x[:, None], model.decode(z))  # (B, K)
+    rate = gaussian_log_prob(z, mu.detach(), logvar.detach()) - model.prior.log_prob(z)  # (B, K)
+    return z, rate, distortion

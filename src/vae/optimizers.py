@@ -1,7 +1,5 @@
 """Adam, and Muon for the matrices and convolutions of a network.
-
-Both are plain classes, because the first `torch.optim.Optimizer` imports torch's whole compiler, which takes 1.5 s.
-"""
+Both are plain classes, because the first `torch.optim.Optimizer` imports torch's whole compiler, which takes 1.5 s."""
 
 import math
 from collections.abc import Iterable
@@ -31,8 +29,7 @@ def orthogonalizer(grams: Tensor) -> Tensor:
 
     X <- p(X X^T) X with p(G) = a + b G + c G^2, five times (Jordan et al. 2024). All p(G) are polynomials in the first
     G, so their product and the G of each step need only products of the small side of X. Padding with rows and columns
-    of zeros does no harm. Shapes: (N, R, R) -> (N, R, R).
-    """
+    of zeros does no harm. Shapes: (N, R, R) -> (N, R, R)."""
     a, b, c = COEFFICIENTS
     scale = grams.diagonal(dim1=-2, dim2=-1).sum(dim=-1)[:, None, None] + EPSILON  # |X|^2, of the Frobenius norm
     grams, identity = grams / scale, torch.eye(grams.shape[-1], device=grams.device)
@@ -100,8 +97,7 @@ class Muon(Optimizer):
     """w <- w - lr sqrt(max(1, rows / columns)) orthogonalize(momentum) (Jordan et al. 2024).
 
     A convolution is the matrix (out, in * height * width). The Gram matrices are padded with zeros to a few common
-    sizes, so that a step takes a few batched products instead of hundreds of small ones.
-    """
+    sizes, so that a step takes a few batched products instead of hundreds of small ones."""
 
     def __init__(self, params: Iterable[nn.Parameter], learning_rate: float) -> None:
         super().__init__(params, learning_rate, "momentum")

@@ -156,10 +156,7 @@ def parse(text: str, path: Path = Path("params.yaml")) -> Params:
 
     Every scalar is read as text, and the schema alone gives it a type. YAML 1.1 and 1.2 disagree on the meaning of
     `1e-05`, `012`, `on` and `12:30`, and DVC writes one dialect while PyYAML reads the other.
-
-    Raises:
-        InputError: the text is not YAML, a key is unknown or missing, or a value has the wrong type or range.
-    """
+    Raises InputError if the text is not YAML, a key is unknown or missing, or a value has the wrong type or range."""
     try:
         tree = yaml.load(text, Loader=yaml.BaseLoader)
     except yaml.YAMLError as error:

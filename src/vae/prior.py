@@ -1,6 +1,7 @@
 """Priors p(z): the standard normal, and learned ones. Each has log-densities in nats and samples."""
 
 import math
+from collections.abc import Callable
 from itertools import cycle, islice
 
 import torch
@@ -14,7 +15,23 @@ LOG_2PI = math.log(2 * math.pi)
 LN_2 = math.log(2)
 
 
-class StandardNormal(nn.Module):
+class Prior(nn.Module):
+    """A density p(z) with samples. Subclasses are built from the section `model` of params.yaml."""
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log p(z) in nats. Shapes: z (..., D) -> (...)."""
+        raise NotImplementedError
+
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """Returns (count, D)."""
+        raise NotImplementedError
+
+    def kl(self, mu: Tensor, logvar: Tensor) -> Tensor | None:
+        """KL(N(mu, e^logvar) || p) in closed form, or None if there is none. Shapes: (B, D) -> (B,)."""
+        return None
+
+
+class StandardNormal(Prior):
     """p(z) = N(0, I)."""
 
     def __init__(self, config: Model) -> None:
@@ -22,19 +39,17 @@ class StandardNormal(nn.Module):
         self.latent_dim = config.latent_dim
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """Shapes: z (..., D) -> (...)."""
         return -0.5 * (z.square() + LOG_2PI).sum(dim=-1)
 
     def kl(self, mu: Tensor, logvar: Tensor) -> Tensor | None:
-        """KL(N(mu, e^logvar) || N(0, I)) (Kingma & Welling 2014, appendix B). Shapes: (B, D) -> (B,)."""
+        """The formula of Kingma & Welling 2014, appendix B."""
         return 0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum(dim=-1)
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """Returns (count, D)."""
         return torch.randn(count, self.latent_dim, generator=generator, device=generator.device)
 
 
-class Mixture(nn.Module):
+class Mixture(Prior):
     """p(z) = sum_c w_c N(z; m_c, diag(v_c)), a learned mixture of C Gaussians."""
 
     def __init__(self, config: Model) -> None:
@@ -48,9 +63,7 @@ class Mixture(nn.Module):
 
     def log_prob(self, z: Tensor) -> Tensor:
         """The squares are multiplied out, so that all components take one matrix product. (..., D) -> (...).
-
-        Computed in bits: for distant components 2^x underflows at full speed, and torch's e^x at a tenth of it.
-        """
+        Computed in bits: for distant components 2^x underflows at full speed, and torch's e^x at a tenth of it."""
         with torch.autocast(z.device.type, enabled=False):  # differences of large numbers: not in bfloat16
             precision = torch.exp(-self.logvar)  # (C, D)
             constant = -0.5 * (self.logvar + self.mean.square() * precision + LOG_2PI).sum(dim=-1)  # (C,)
@@ -60,24 +73,18 @@ class Mixture(nn.Module):
             most = joint.amax(dim=-1, keepdim=True).detach()
             return LN_2 * (most[..., 0] + torch.log2(torch.exp2(joint - most).sum(dim=-1)))
 
-    def kl(self, mu: Tensor, logvar: Tensor) -> Tensor | None:
-        """None, because a mixture has no closed form."""
-        return None
-
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """Returns (count, D)."""
         weights = torch.softmax(self.logits, dim=0)
         component = torch.multinomial(weights, count, replacement=True, generator=generator)  # (count,)
         eps = torch.randn(count, self.mean.shape[1], generator=generator, device=generator.device)
         return self.mean[component] + torch.exp(0.5 * self.logvar[component]) * eps
 
 
-class Flow(nn.Module):
+class Flow(Prior):
     """p(z) by a real-valued non-volume-preserving flow (RealNVP, Dinh et al. 2017) to a mixture of Gaussians.
 
     Each coupling maps two halves a, b of the latents to (b e^s(a) + t(a), a), and the next one maps the other half.
-    A mixture of one component is a Gaussian.
-    """
+    A mixture of one component is a Gaussian."""
 
     def __init__(self, config: Model) -> None:
         super().__init__()
@@ -115,30 +122,23 @@ class Flow(nn.Module):
         return torch.cat([a, b], dim=-1)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """log p_base(f(z)) + log |det df/dz|. Shapes: z (..., D) -> (...)."""
+        """log p_base(f(z)) + log |det df/dz|."""
         with torch.autocast(z.device.type, enabled=False):  # its products are so small that casts would take longer
             u, log_det = self.to_base(z)
             return log_det + self.base.log_prob(u)
 
-    def kl(self, mu: Tensor, logvar: Tensor) -> Tensor | None:
-        """None, because a flow has no closed form."""
-        return None
-
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """Returns (count, D)."""
         return self.from_base(self.base.sample(count, generator))
 
 
-Prior = StandardNormal | Mixture | Flow
-PRIORS: dict[str, type[Prior]] = {"standard-normal": StandardNormal, "mixture": Mixture, "flow": Flow}
+PRIORS: dict[str, Callable[[Model], Prior]] = {"standard-normal": StandardNormal, "mixture": Mixture, "flow": Flow}
 
 
 def path(prior: Prior, start: Tensor, end: Tensor, steps: int) -> Tensor:
     """Points on a line from `start` to `end`, both included. A flow draws the line in the space of its mixture.
 
     There it passes through likelier latents than a straight line in the space of z, so its middle is more often a
-    digit and less often a blend of two. Shapes: (..., D), (..., D) -> (steps, ..., D).
-    """
+    digit and less often a blend of two. Shapes: (..., D), (..., D) -> (steps, ..., D)."""
     weights = torch.linspace(0, 1, steps, device=start.device).view(-1, *[1] * start.ndim)
     if not isinstance(prior, Flow):
         return torch.lerp(start, end, weights)

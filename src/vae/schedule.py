@@ -27,8 +27,7 @@ class Schedule:
     """Trains the whole model, then its prior alone (if the prior is learned), then the whole model on many samples.
 
     The learning rates of the networks fall during the first part. The learning rates of the prior fall during the first
-    two parts. In the third part all start again, at a lower rate.
-    """
+    two parts. In the third part all start again, at a lower rate."""
 
     def __init__(self, config: Train, learned_prior: bool) -> None:
         self.config = config

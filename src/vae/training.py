@@ -39,8 +39,7 @@ def build_optimizers(model: VAE, config: Train) -> tuple[list[Optimizer], list[O
     """The optimizers of encoder and decoder, and the optimizers of the prior.
 
     Matrices and convolutions of encoder and decoder use Muon if `train.optimizer` says so. All else uses Adam. The
-    couplings of a flow are small networks, which need far shorter steps than the mixture in the space of z.
-    """
+    couplings of a flow are small networks, which need far shorter steps than the mixture in the space of z."""
     networks = [*model.encode.parameters(), *model.decode.parameters()]
     matrices = [p for p in networks if p.ndim >= 2 and config.optimizer == "muon"]
     others = [p for p in networks if p.ndim < 2 or config.optimizer == "adam"]
@@ -71,9 +70,7 @@ def validate(model: VAE, grey: Tensor, binarization: str) -> float:
 @torch.no_grad()
 def start_at_mean(model: VAE, train: Tensor) -> None:
     """Sets the decoder's bias to the logit of the mean image, so that no epoch is spent on learning it.
-
-    Shapes: train (N, P) uint8.
-    """
+    Shapes: train (N, P) uint8."""
     mean = train.float().mean(dim=0) / 255  # (P,)
     model.decode.bias.copy_(torch.logit(mean, eps=1e-3))  # eps, because some pixels are always black
 
@@ -115,8 +112,7 @@ class Fit:
         """Computes the gradients on a batch (B, P). `beta` is the weight of the rate, `samples` the K of the objective.
 
         They are summed over parts of the batch, so that memory does not grow with K.
-        Returns the batch's mean rate and distortion, on the device. (2,).
-        """
+        Returns the batch's mean rate and distortion, on the device. (2,)."""
         total = torch.zeros(2, device=x.device)
         for part in x.split(max(1, DECODED_AT_ONCE // samples)):
             with device.autocast(self.generator.device, self.config.precision):
@@ -133,9 +129,7 @@ class Fit:
 
     def _prior_gradients(self, x: Tensor, samples: int) -> Tensor:
         """Computes the gradients of the prior alone on a batch (B, P), from `samples` samples of each image.
-
-        Returns the batch's mean rate. (1,).
-        """
+        Returns the batch's mean rate. (1,)."""
         with device.autocast(self.generator.device, self.config.precision):
             rate = objective.prior_rate(self.model, x, samples, self.generator).mean()
         rate.backward()
@@ -143,10 +137,8 @@ class Fit:
 
     def _pass(self, train: Tensor, binarization: str) -> tuple[Tensor, float]:
         """Takes a step on every batch of the images.
-
         Returns their mean rate and distortion, or their mean rate alone if the networks are frozen, and the last factor
-        of the networks' learning rates.
-        """
+        of the networks' learning rates."""
         order = torch.randperm(len(train), generator=self.generator, device=train.device)  # (N,)
         batches = order.split(self.config.batch_size)
         steps = self.schedule.of_epoch(self.epoch, len(batches))
@@ -171,8 +163,7 @@ class Fit:
         """Trains on every image once, then validates.
 
         While the prior is trained alone, the networks are frozen and the distortion cannot change. The record then
-        repeats the distortion of the epoch before.
-        """
+        repeats the distortion of the epoch before."""
         self.model.train()
         means, factor = self._pass(train, binarization)
         self.model.eval()
@@ -207,12 +198,8 @@ def collapse(record: Record) -> str | None:
 
 def fit(state: Fit, train: Tensor, validation: Tensor, binarization: str) -> Iterator[Record]:
     """Trains all epochs that `state` has not had yet, and yields a record after each.
-
     Shapes: train (N, P) uint8 and validation (V, P) uint8, grey.
-
-    Raises:
-        InputError: the loss is no longer finite. Nothing is yielded for that epoch.
-    """
+    Raises InputError if the loss is no longer finite. Nothing is yielded for that epoch."""
     while state.epoch < state.schedule.epochs:
         record = state.run_epoch(train, validation, binarization)
         if not math.isfinite(record.train_neg_elbo_nats) or not math.isfinite(record.val_neg_elbo_nats):

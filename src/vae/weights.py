@@ -32,10 +32,7 @@ def load(
     device: torch.device | str = "cpu",
 ) -> Network:
     """Reads a network that `save` wrote with a configuration of this schema. No code in the file is executed.
-
-    Raises:
-        InputError: the file is missing, damaged, or of another kind. The message ends with `remedy`.
-    """
+    Raises InputError if the file is missing, damaged, or of another kind. The message ends with `remedy`."""
     kind = schema.__name__.lower()
     if not path.is_file():
         raise InputError(f"{path}: no such {kind}; {remedy}")

@@ -2,8 +2,7 @@
 
 Chains go through f_t(z) = q(z|x)^(1-t) p(x, z)^t from t = 0 to 1 (Neal 2001; Wu et al. 2017) by Hamiltonian Monte
 Carlo, and back on images that the model made, whose z is an exact sample of p(z|x) (bidirectional Monte Carlo, Grosse
-et al. 2015). Shapes: B images, C chains of each, P pixels, D latents. Nothing is computed in less than float32.
-"""
+et al. 2015). Shapes: B images, C chains of each, P pixels, D latents. Nothing is computed in less than float32."""
 
 import math
 from collections.abc import Callable
@@ -43,9 +42,7 @@ class Point(NamedTuple):
 @dataclass(frozen=True)
 class Path:
     """The densities between q(z|x) = N(mu, diag(e^logvar)) and p(x, z), in the coordinates eps where q is N(0, I).
-
-    There one step size suits all latents and all images, if q resembles the posterior.
-    """
+    There one step size suits all latents and all images, if q resembles the posterior."""
 
     log_joint: Callable[[Tensor], Tensor]  # log p(x, z): (B, C, D) -> (B, C)
     mu: Tensor  # (B, 1, D)
@@ -82,21 +79,15 @@ def transition(path: Path, point: Point, t: float, config: Annealing, generator:
     gain = proposal.log_f(t) - point.log_f(t) - 0.5 * (end.square() - start.square()).sum(dim=-1)  # (B, C)
     threshold = torch.rand(gain.shape, generator=generator, device=gain.device, dtype=gain.dtype).log()
     accepted = threshold < gain  # False if the dynamics have diverged to NaN
-    return Point(*(choose(accepted, new, old) for new, old in zip(proposal, point, strict=True)))
-
-
-def choose(accepted: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """The new values of the chains that accepted, and the old values of the others. Shapes: (B, C), (B, C, ...)."""
-    return torch.where(accepted if new.dim() == 2 else accepted[..., None], new, old)
+    masks = accepted[..., None], accepted, accepted, accepted[..., None]  # for the shapes of a point
+    return Point(*map(torch.where, masks, proposal, point))
 
 
 def anneal(path: Path, z: Tensor, schedule: list[float], config: Annealing, generator: torch.Generator) -> Tensor:
     """log w of chains that start as exact samples of the schedule's first density (Neal 2001).
 
     From t = 0 to 1, E[w] = p(x); from 1 to 0, with z a sample of p(z|x), E[w] = 1 / p(x).
-
-    Shapes: z (B, C, D) -> (B, C), in nats, float64.
-    """
+    Shapes: z (B, C, D) -> (B, C), in nats, float64."""
     point = path.at(path.coordinates(z))
     log_w = torch.zeros(z.shape[:-1], dtype=torch.float64, device=z.device)
     for before, after in pairwise(schedule):
@@ -140,9 +131,7 @@ def upper_bound(model: VAE, x: Tensor, config: Annealing, generator: torch.Gener
 
 def lower_bound(model: VAE, x: Tensor, z: Tensor, config: Annealing, generator: torch.Generator) -> Tensor:
     """A lower bound on -log p(x) for each image, in expectation over chains from z ~ p(z|x), with a progress bar.
-
-    Shapes: x (N, P), z (N, D) -> (N,).
-    """
+    Shapes: x (N, P), z (N, D) -> (N,)."""
     size, back = max(1, CHUNK // config.chains), schedule(config.temperatures)[::-1]
     pairs = list(zip(x.split(size), z.split(size), strict=True))
     parts = []
@@ -163,29 +152,26 @@ def evaluate(model: VAE, x: Tensor, config: Annealing) -> dict[str, Any]:
     """All of metrics/annealing.json: means over images, in nats, with one standard error.
 
     Args:
-        x: (N, P) binary test images, on which each of `annealing.importance_samples` is measured.
-    """
+        x: (N, P) binary test images, on which each of `annealing.importance_samples` is measured."""
     generator = torch.Generator(x.device).manual_seed(config.seed)
     annealed = upper_bound(model, x, config, generator)  # (N,)
-    weighted = []
+    weighted: list[dict[str, float]] = []
     for samples in config.importance_samples:
         found = metrics.over_images(model, x, samples, generator, f"importance-weighted bound, K={samples}")
-        means = {
-            "nll_iw_nats": metrics.mean(found.nll),
-            "iw_minus_ais_nats": metrics.mean(
-                found.nll - annealed
-            ),  # image by image, because most of the noise is common
-            "effective_sample_size": metrics.mean(found.effective_sample_size),
+        values = {
+            "nll_iw_nats": found.nll,
+            "iw_minus_ais_nats": found.nll - annealed,  # image by image, because most of the noise is common
+            "effective_sample_size": found.effective_sample_size,
         }
-        weighted.append({"importance_samples": samples} | metrics.flat(means))
+        weighted.append({"importance_samples": samples} | metrics.means(values))
     made, z = simulate(model, config.images, generator)
     upper = upper_bound(model, made, config, generator)
     lower = lower_bound(model, made, z, config, generator)
-    means = {
-        "nll_ais_nats": metrics.mean(annealed),
-        "simulated_upper_nats": metrics.mean(upper),
-        "simulated_lower_nats": metrics.mean(lower),
-        "simulated_gap_nats": metrics.mean(upper - lower),
+    values = {
+        "nll_ais_nats": annealed,
+        "simulated_upper_nats": upper,
+        "simulated_lower_nats": lower,
+        "simulated_gap_nats": upper - lower,
     }
     settings = config.model_dump(exclude={"seed", "importance_samples"})
-    return metrics.flat(means) | {"importance_weighted": weighted} | settings
+    return metrics.means(values) | {"importance_weighted": weighted} | settings

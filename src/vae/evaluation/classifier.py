@@ -48,21 +48,15 @@ class Network(nn.Module):
 
 def shift(x: Tensor, most: int, generator: torch.Generator) -> Tensor:
     """Moves all images of a batch by the same random shift of at most `most` pixels. Pixels wrap around the edges.
-
-    Shapes: (B, P) -> (B, P).
-    """
+    Shapes: (B, P) -> (B, P)."""
     down, right = torch.randint(-most, most + 1, (2,), generator=generator).tolist()
     return torch.roll(x.view(-1, SIDE, SIDE), (down, right), (1, 2)).flatten(1)
 
 
 def fit(images: Tensor, labels: Tensor, config: Classifier) -> Network:
     """Minimizes the mean cross-entropy on shifted grey images, by Adam.
-
     Shapes: images (N, P) uint8, labels (N,) uint8.
-
-    Raises:
-        InputError: the loss is no longer finite.
-    """
+    Raises InputError if the loss is no longer finite."""
     torch.manual_seed(config.seed)  # torch's initializers take no generator
     network = Network(config)
     optimizer = Adam(network.parameters(), config.learning_rate)

@@ -1,8 +1,7 @@
 """Distances between samples and data: of their features, of their classes, and to the nearest images.
 
 Both sides of a comparison must have features of the same kind of images: binary pixels or grey values. All sums over a
-data set are in float64.
-"""
+data set are in float64."""
 
 import torch
 from torch import Tensor
@@ -26,9 +25,7 @@ def frechet_distance(one: Tensor, other: Tensor) -> float:
 
     tr (C1 C2)^(1/2) is the sum of the singular values of C1^(1/2) C2^(1/2). This needs no root of a matrix that is not
     symmetric, and loses no digits if eigenvalues are near zero.
-
-    Shapes: (N, F), (M, F), in float64 -> squared units of the features.
-    """
+    Shapes: (N, F), (M, F), in float64 -> squared units of the features."""
     (mean, covariance), (other_mean, other_covariance) = moments(one), moments(other)
     cross = torch.linalg.svdvals(square_root(covariance) @ square_root(other_covariance)).sum()  # features
     traces = covariance.trace() + other_covariance.trace()
@@ -55,8 +52,7 @@ def coverage(points: Tensor, reference: Tensor, neighbours: int) -> float:
     """The share of points within the k-nearest-neighbour ball of any reference point (Kynkaanniemi et al. 2019, eq. 1).
 
     For precision the points are samples and the reference is the data. For recall it is the other way round.
-    Shapes: points (N, F), reference (M, F) with M > k.
-    """
+    Shapes: points (N, F), reference (M, F) with M > k."""
     radii = squared_radii(reference, neighbours)  # (M,)
     inside = [(squared_distances(part, reference) <= radii).any(dim=1) for part in points.split(CHUNK)]  # (B,)
     return torch.cat(inside).double().mean().item()
@@ -84,9 +80,7 @@ def entropy(shares: Tensor) -> float:
 
 def nearest(images: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
     """For each image, the training image with the smallest L2 distance in pixel space, and that distance.
-
-    Shapes: images (N, P), train (M, P), both in [0, 1] -> index (N,), distance (N,).
-    """
+    Shapes: images (N, P), train (M, P), both in [0, 1] -> index (N,), distance (N,)."""
     parts = [squared_distances(part, train).argmin(dim=1) for part in images.split(CHUNK // 10)]  # (B,)
     index = torch.cat(parts)
     return index, (images - train[index]).double().norm(

@@ -1,28 +1,14 @@
 """The rows of metrics/leaderboard.csv: one for each recipe, number of importance samples and seed."""
 
 import csv
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-MEASURED = (
-    "nll_iw_nats",
-    "nll_iw_nats_stderr",
-    "neg_elbo_nats",
-    "neg_elbo_nats_stderr",
-    "fitted_neg_elbo_nats",
-    "rate_nats",
-    "distortion_nats",
-    "neg_elbo_grey_nats",
-    "active_units",
-    "frechet_binary",
-    "frechet_binary_stderr",
-    "precision_binary",
-    "recall_binary",
-    "frechet_binary_train",
-    "precision_binary_train",
-    "recall_binary_train",
-)
+BOUNDS = ("nll_iw_nats", "nll_iw_nats_stderr", "neg_elbo_nats", "neg_elbo_nats_stderr", "fitted_neg_elbo_nats")
+PARTS = ("rate_nats", "distortion_nats", "neg_elbo_grey_nats", "active_units")
+SAMPLES = ("frechet_binary", "frechet_binary_stderr", "precision_binary", "recall_binary")
+TRAINING_IMAGES = ("frechet_binary_train", "precision_binary_train", "recall_binary_train")
+MEASURED = BOUNDS + PARTS + SAMPLES + TRAINING_IMAGES
 KEY = ("recipe", "importance_samples", "seed")  # one row for each combination
 COLUMNS = (*KEY, "parameters", "train_minutes", *MEASURED)
 Row = dict[str, str]
@@ -34,14 +20,6 @@ def read(path: Path) -> list[Row]:
         return []
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-def write(rows: Iterable[Row], path: Path) -> None:
-    """Writes rows that `read` can read."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def row(recipe: str, seed: int, parameters: int, seconds: float, *measured: dict[str, Any]) -> Row:

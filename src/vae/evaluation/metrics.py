@@ -1,11 +1,8 @@
 """The numbers of metrics/evaluation.json: means over a data set, with standard errors.
-
-Images and samples are taken in chunks, so that memory grows with neither.
-"""
+Images and samples are taken in chunks, so that memory grows with neither."""
 
 import hashlib
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -20,30 +17,12 @@ ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, section 5.2
 CHUNK = 2048  # images decoded at a time: 6 MB of float32 pixels
 
 
-@dataclass(frozen=True)
-class Mean:
-    """A mean over images and its standard error."""
-
-    value: float
-    stderr: float
-
-
-def mean(values: Tensor) -> Mean:
-    """The mean of one value per image, and its standard error. Shapes: (N,)."""
-    values = values.double()
-    deviation = values.std().item() if len(values) > 1 else math.nan
-    return Mean(values.mean().item(), deviation / math.sqrt(len(values)))
-
-
-def flat(means: dict[str, Mean]) -> dict[str, float]:
-    """The values by name, then the standard errors as `<name>_stderr`."""
-    values = {name: item.value for name, item in means.items()}
-    return values | {f"{name}_stderr": item.stderr for name, item in means.items()}
-
-
-def chunks(total: int, size: int) -> list[int]:
-    """Splits `total` into parts of `size` and a remainder."""
-    return [size] * (total // size) + ([total % size] if total % size else [])
+def means(values: dict[str, Tensor]) -> dict[str, float]:
+    """The mean of each tensor (N,) of one value per image, then all standard errors as `<name>_stderr`."""
+    doubles = {name: value.double() for name, value in values.items()}
+    return {name: value.mean().item() for name, value in doubles.items()} | {
+        f"{name}_stderr": value.std().item() / math.sqrt(len(value)) for name, value in doubles.items()
+    }
 
 
 class ImportanceWeights:
@@ -84,14 +63,13 @@ def bounds(model: VAE, x: Tensor, samples: int, generator: torch.Generator) -> B
 
     nll = -(logsumexp_k log w_k - log K) (Burda et al. 2016, eq. 8). The samples of an image come in chunks, and only
     running sums are kept.
-
-    Shapes: x (B, P) -> (B,) each.
-    """
+    Shapes: x (B, P) -> (B,) each."""
     encoded = model.encode(x)  # (B, D), (B, D)
     weights = ImportanceWeights(len(x), x.device)
     rate_sum, distortion_sum = torch.zeros_like(weights.log_sum), torch.zeros_like(weights.log_sum)
-    for count in chunks(samples, max(1, CHUNK // len(x))):
-        parts = objective.log_weights(model, x, encoded, count, generator)
+    size = max(1, CHUNK // len(x))
+    for start in range(0, samples, size):
+        _, *parts = objective.log_weights(model, x, encoded, min(size, samples - start), generator)
         rate, distortion = (part.double() for part in parts)  # (B, K)
         weights.add(-(rate + distortion))
         rate_sum += rate.sum(dim=1)
@@ -102,9 +80,8 @@ def bounds(model: VAE, x: Tensor, samples: int, generator: torch.Generator) -> B
 def over_images(model: VAE, images: Tensor, samples: int, generator: torch.Generator, label: str) -> Bounds:
     """`bounds` for all images, (N,) each, with a progress bar."""
     size = max(1, min(len(images), CHUNK // min(samples, 64)))
-    parts = []
-    for batch in tqdm(images.split(size), desc=label, disable=None, leave=False):
-        parts.append(bounds(model, batch, samples, generator))
+    batches = tqdm(images.split(size), desc=label, disable=None, leave=False)
+    parts = [bounds(model, batch, samples, generator) for batch in batches]
     return Bounds(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
@@ -125,8 +102,7 @@ def latent_kl(mu: Tensor, logvar: Tensor) -> Tensor:
     """E_x KL(q(z_d|x) || N(m_d, v_d)) of each latent, with m_d and v_d the moments of the aggregate posterior.
 
     This is 0.5 (log v_d - E_x logvar_d): the nats in each latent on its own, which needs no prior. Latents overlap, so
-    the sum exceeds the rate. Shapes: (N, D), (N, D) -> (D,).
-    """
+    the sum exceeds the rate. Shapes: (N, D), (N, D) -> (D,)."""
     mu, logvar = mu.double(), logvar.double()
     aggregate = mu.var(dim=0, correction=0) + logvar.exp().mean(dim=0)  # (D,)
     return 0.5 * (aggregate.log() - logvar.mean(dim=0))
@@ -135,9 +111,7 @@ def latent_kl(mu: Tensor, logvar: Tensor) -> Tensor:
 @torch.no_grad()
 def traversals(model: VAE, mu: Tensor, latents: Tensor, steps: int) -> Tensor:
     """Images along single latents, from -3 to 3 deviations of `mu` on both sides of the first image.
-
-    Shapes: mu (N, D), latents (L,) indices -> (L, steps, P).
-    """
+    Shapes: mu (N, D), latents (L,) indices -> (L, steps, P)."""
     offsets = torch.zeros(len(latents), steps, mu.shape[1], device=mu.device)  # (L, steps, D)
     for row, latent in enumerate(latents):
         offsets[row, :, latent] = torch.linspace(-3, 3, steps, device=mu.device) * mu[:, latent].std()
@@ -155,29 +129,30 @@ def evaluate(
         grey: (N, P) uint8.
         train: (M, P) uint8, training images, to measure overfitting.
         samples: K of the importance-weighted bound. ELBO, rate and distortion are means over the same samples.
-        grey_samples: samples of z for the score against grey values.
-    """
+        grey_samples: samples of z for the score against grey values."""
     generator = torch.Generator(grey.device).manual_seed(seed)
     x = data.binarize(grey, generator)  # (N, P)
     binary = over_images(model, x, samples, generator, f"importance-weighted bound, K={samples}")
     score = over_images(model, data.unit(grey), grey_samples, generator, "grey values")
     fitted = over_images(model, data.binarize(train, generator), 1, generator, "training images")
     mu, _ = posterior(model, x)
-    means = {
-        "neg_elbo_nats": mean(binary.rate + binary.distortion),
-        "fitted_neg_elbo_nats": mean(fitted.rate + fitted.distortion),
-        "nll_iw_nats": mean(binary.nll),
-        "rate_nats": mean(binary.rate),
-        "distortion_nats": mean(binary.distortion),
-        "neg_elbo_grey_nats": mean(score.rate + score.distortion),
-        "effective_sample_size": mean(binary.effective_sample_size),
-    }
+    values = means(
+        {
+            "neg_elbo_nats": binary.rate + binary.distortion,
+            "fitted_neg_elbo_nats": fitted.rate + fitted.distortion,
+            "nll_iw_nats": binary.nll,
+            "rate_nats": binary.rate,
+            "distortion_nats": binary.distortion,
+            "neg_elbo_grey_nats": score.rate + score.distortion,
+            "effective_sample_size": binary.effective_sample_size,
+        }
+    )
     packed = x.bool().cpu().numpy().tobytes()
     return {
-        **flat(means),
+        **values,
         "importance_samples": samples,
         "active_units": active_units(mu),
-        "bits_per_dim": means["nll_iw_nats"].value / (PIXELS * math.log(2)),
+        "bits_per_dim": values["nll_iw_nats"] / (PIXELS * math.log(2)),
         "test_images": len(x),
         "binarization_sha256": hashlib.sha256(packed).hexdigest(),
     }

@@ -19,9 +19,7 @@ GAP = 2  # pixels between two digits
 
 def tile(images: NDArray, columns: int) -> NDArray[np.uint8]:
     """Arranges digits in rows of `columns`, white on black, with grey lines between them.
-
-    Shapes: images (N, 784), intensities in [0, 1] -> (height, width).
-    """
+    Shapes: images (N, 784), intensities in [0, 1] -> (height, width)."""
     grey = np.rint(np.clip(images, 0, 1) * 255).astype(np.uint8).reshape(-1, SIDE, SIDE)
     rows = -(-len(grey) // columns)
     cell = SIDE + GAP
@@ -62,9 +60,7 @@ def _axes(width: float, height: float) -> "tuple[Figure, Axes]":
 
 def principal_components(points: NDArray) -> tuple[NDArray, NDArray]:
     """The coordinates on the two directions with the largest variance, and the share of variance of each.
-
-    Shapes: (N, D) -> (N, 2), (2,).
-    """
+    Shapes: (N, D) -> (N, 2), (2,)."""
     centred = points - points.mean(axis=0)
     values, vectors = np.linalg.eigh(centred.T @ centred)
     values, vectors = values[::-1][:2], vectors[:, ::-1][:, :2]

@@ -26,10 +26,7 @@ def measure(network: classifier.Network, vae: VAE, train: Tensor, test: Tensor, 
     """Draws as many samples as there are test images, at most `quality.samples`, and does this `quality.draws` times.
 
     Figures are means over the draws. Shapes: train (N, P) uint8, test (M, P) uint8.
-
-    Raises:
-        InputError: there are too few samples for `quality.neighbours`.
-    """
+    Raises InputError if there are too few samples for `quality.neighbours`."""
     generator = torch.Generator().manual_seed(config.seed)
     count = min(config.samples, len(test), len(train))  # equal numbers, because a distance of few points is too large
     if count <= config.neighbours:
@@ -72,9 +69,7 @@ def compare(
     network: classifier.Network, means: Tensor, train: Tensor, test: Tensor, neighbours: int, generator: torch.Generator
 ) -> dict[str, float]:
     """Compares samples with test images, by grey values and by binary pixels, then training images with test images.
-
-    Shapes: means (N, P) in [0, 1], train (N, P) uint8, test (N, P) uint8.
-    """
+    Shapes: means (N, P) in [0, 1], train (N, P) uint8, test (N, P) uint8."""
     kinds = {
         "grey": (means, data.unit(train), data.unit(test)),
         "binary": (
@@ -107,9 +102,7 @@ def neighbours(vae: VAE, samples: Tensor, test: Tensor, train: Tensor) -> tuple[
 
     It is given for samples, and for reconstructions of test images: smooth images without memorising.
     Returns the ratios, and the training image that is nearest to each sample.
-
-    Shapes: samples (N, P) in [0, 1], test (M, P) uint8, train (L, P) in [0, 1].
-    """
+    Shapes: samples (N, P) in [0, 1], test (M, P) uint8, train (L, P) in [0, 1]."""
     unseen = data.unit(test)
     index, distance = distances.nearest(samples, train)
     expected = distances.nearest(unseen, train)[1].median()

@@ -53,9 +53,7 @@ def result(group: list[Row]) -> dict[str, str]:
 
 def results(rows: list[Row], short: bool = False) -> str:
     """One line for each recipe and number of importance samples, best bound first.
-
-    The full table ends with the scores that training images get in place of samples.
-    """
+    The full table ends with the scores that training images get in place of samples."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["recipe"], row["importance_samples"]), []).append(row)
@@ -75,9 +73,7 @@ def results(rows: list[Row], short: bool = False) -> str:
 
 def bounds(values: dict[str, Any]) -> str:
     """The table of metrics/annealing.json: importance-weighted bounds next to the annealed bound.
-
-    A sentence below it says how far apart the annealed bounds from both sides are.
-    """
+    A sentence below it says how far apart the annealed bounds from both sides are."""
 
     def cell(row: dict[str, Any], name: str, digits: int = 2) -> str:
         return f"{row[name]:.{digits}f} ± {row[f'{name}_stderr']:.{digits}f}"

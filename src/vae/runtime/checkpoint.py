@@ -1,5 +1,8 @@
 """Checkpoints from which a killed training resumes. They lie outside the outputs that DVC deletes before a stage."""
 
+from vae.runtime.files import sha256
+from vae.runtime.repository import state_folder
+
 import hashlib
 import os
 import sys
@@ -11,9 +14,6 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from vae.runtime.files import sha256
-from vae.runtime.repository import state_folder
-
 LOCK_SECONDS = 1  # longer than `is_held` holds the lock
 LIBRARY = Path(__file__).parents[1]
 
@@ -22,8 +22,7 @@ def training_key(config: str, files: list[Path]) -> str:
     """One hash of everything that a training depends on.
 
     This is its configuration, its data and script (`files`), the library's code that makes a model (the files directly
-    in src/vae), and the version of torch.
-    """
+    in src/vae), and the version of torch."""
     digest = hashlib.sha256(f"{config}\n{version('torch')}".encode())
     for path in [*sorted(LIBRARY.glob("*.py")), *sorted(files)]:
         digest.update(bytes.fromhex(sha256(path)))
@@ -67,18 +66,14 @@ class Checkpoint:
 
     def finish(self, model: Path) -> None:
         """Notes which training made this model, so that its MLflow run can be found, and deletes the checkpoint."""
-        _note(self.path.parent, sha256(model)).write_text(self.path.stem)
+        self.path.with_name(f"{sha256(model)}.training").write_text(self.path.stem)
         if self.own:
             self.path.unlink(missing_ok=True)
 
 
-def _note(folder: Path, model_sha256: str) -> Path:
-    return folder / f"{model_sha256}.training"
-
-
 def training_of(root: Path, model_sha256: str) -> str | None:
     """The key of the training that made this model, or None if it was not made in this repository."""
-    note = _note(state_folder(root), model_sha256)
+    note = state_folder(root) / f"{model_sha256}.training"
     return note.read_text() if note.is_file() else None
 
 

@@ -1,7 +1,5 @@
 """How a script runs: arguments from its signature, and one clear line for an error that the user can mend.
-
-Scripts import this module before torch and mlflow, because it sets up the process.
-"""
+Scripts import this module before torch and mlflow, because it sets up the process."""
 
 import argparse
 import ctypes
@@ -40,7 +38,7 @@ def _terminate(signum: int, _frame: FrameType | None) -> None:
 
 
 def _parser(main: Callable[..., None]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=inspect.getdoc(main), allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=inspect.getdoc(inspect.getmodule(main)), allow_abbrev=False)
     for name, parameter in inspect.signature(main).parameters.items():
         if parameter.annotation is bool:
             parser.add_argument(f"--{name}", action="store_true")
@@ -56,8 +54,7 @@ def run(main: Callable[..., None]) -> None:
 
     A parameter of type Path or str is a positional argument, or a required option if it is keyword-only.
     A parameter of type bool is a flag.
-    An InputError, or a file that cannot be read or written, is one line on stderr and exit code 1.
-    """
+    An InputError, or a file that cannot be read or written, is one line on stderr and exit code 1."""
     arguments = vars(_parser(main).parse_args())
     signal.signal(signal.SIGTERM, _terminate)
     keep_freed_memory()

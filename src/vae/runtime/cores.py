@@ -1,19 +1,18 @@
 """Experiments of one repository take turns on the cores.
 
 The threads of a training meet after each operation, hundreds of times in a step. If two trainings share the cores, a
-thread that the others wait for is often not running. Both then take many times longer than one after the other.
-"""
+thread that the others wait for is often not running. Both then take many times longer than one after the other."""
+
+from vae.runtime import repository
 
 import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-
-from vae.runtime import repository
 
 POLL_SECONDS = 0.005  # short compared with an epoch of the smallest data set
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: "<microseconds of computing> <period>", or "max <period>"
@@ -32,8 +31,7 @@ def turn(threads: int) -> Iterator[None]:
 
     All stages of the main repository share the cores, in whatever copy of it they run. Processes queue for them: one
     at a time collects as many as it needs, and one that has just had a turn goes to the back. A process that dies
-    frees its cores.
-    """
+    frees its cores."""
     folder = repository.state_folder(repository.main_repository())
     others = [FileLock(folder / f"core-{number}.lock") for number in usable()]
     left = max(0, len(others) - threads)
@@ -41,18 +39,10 @@ def turn(threads: int) -> Iterator[None]:
         with FileLock(folder / "turn.lock", poll_interval=POLL_SECONDS):
             while len(others) > left:
                 for core in others:
-                    if _take(core, held):
+                    with suppress(Timeout):  # another process has it
+                        held.enter_context(core.acquire(blocking=False))
                         others.remove(core)
                         break
                 else:
                     time.sleep(POLL_SECONDS)
         yield
-
-
-def _take(core: FileLock, held: ExitStack) -> bool:
-    """Takes a free core until `held` ends. Returns False if another process has it."""
-    try:
-        held.enter_context(core.acquire(blocking=False))
-    except Timeout:
-        return False
-    return True

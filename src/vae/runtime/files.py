@@ -1,7 +1,9 @@
-"""Files: their hashes, and JSON."""
+"""Files: their hashes, JSON and CSV."""
 
+import csv
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,3 +23,10 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     """Writes a JSON file, and creates its folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
+    """Writes a CSV file, and creates its folder if it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([columns, *rows])

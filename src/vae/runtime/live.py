@@ -1,7 +1,5 @@
 """The training's side of live tracking: sends each epoch to an observer process, which writes to MLflow.
-
-The observer (vae/tracking/observer.py) can fail, stall or die without harm to the training.
-"""
+The observer (vae/tracking/observer.py) can fail, stall or die without harm to the training."""
 
 import base64
 import json
@@ -84,9 +82,7 @@ class Feed:
 
 def start() -> subprocess.Popen[bytes]:
     """Starts the observer process, which imports mlflow while this one imports torch.
-
-    It gets a session of its own, so that a signal which stops the training does not stop the observer.
-    """
+    It gets a session of its own, so that a signal which stops the training does not stop the observer."""
     command = [sys.executable, "-m", "vae.tracking.observer"]
     return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, env=TIMEOUTS | os.environ)
 
@@ -98,8 +94,7 @@ def follow(observer: subprocess.Popen[bytes], params: Path, root: Path, key: str
     A training that was killed and started again continues its run. If another process runs the same training (`own` is
     False), that process's run stands for both, and the observer here does nothing.
     An error ends the run as FAILED, a signal as KILLED. If this process is killed, the observer finds its pipe closed
-    and ends the run as KILLED.
-    """
+    and ends the run as KILLED."""
     feed = Feed(observer)
     if own:
         feed.open(params, root, key)

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import os
+import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterable
@@ -131,12 +132,10 @@ def _fetch(name: str, index: int, candidates: list[str], pause: Callable[[float]
 
 def present(name: str, folder: Path) -> bool:
     """Whether a folder has the four files of a data set, checked by checksums if those of the content are known."""
-    paths = [folder / file for file in FILES]
-    known = CONTENT_MD5.get(name)
-    return all(path.is_file() for path in paths) and (
-        known is None
-        or all(hashlib.md5(path.read_bytes()).hexdigest() == md5 for path, md5 in zip(paths, known, strict=True))
-    )
+    paths = [folder / file for file in FILES if (folder / file).is_file()]
+    if len(paths) < len(FILES) or name not in CONTENT_MD5:
+        return len(paths) == len(FILES)
+    return tuple(hashlib.md5(path.read_bytes()).hexdigest() for path in paths) == CONTENT_MD5[name]
 
 
 def unreachable(name: str, environment: dict[str, str]) -> list[str]:
@@ -163,35 +162,19 @@ def _reason(error: BaseException) -> str:
             return str(error)
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Writes a file under another name, then renames it, so that it is either whole or absent."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def write_files(folder: Path, contents: Iterable[tuple[str, bytes]]) -> None:
-    """Writes all files into `folder`, or none of them."""
+    """Writes all files into `folder`, or none of them: they are renamed into it when all are whole."""
     folder.mkdir(parents=True, exist_ok=True)
-    written: list[Path] = []
-    try:
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
         for file, content in contents:
-            _write(folder / file, content)
-            written.append(folder / file)
-    except BaseException:
-        for path in written:
-            path.unlink(missing_ok=True)
-        raise
+            Path(scratch, file).write_bytes(content)
+        for path in Path(scratch).iterdir():
+            os.replace(path, folder / path.name)
 
 
 def digits() -> tuple[bytes, ...]:
     """scikit-learn's 1797 handwritten digits of 8x8, scaled to 28x28, as the contents of the four IDX files.
-
-    The last 360 are the test split. No network is needed.
-    """
+    The last 360 are the test split. No network is needed."""
     import numpy as np  # imported here, because the other data sets need none of the three
     from PIL import Image
     from sklearn.datasets import load_digits
@@ -217,10 +200,7 @@ def download(
     Args:
         environment: may have `MNIST_MIRROR`, a folder or URL to try first.
         pause: waits that many seconds before another attempt.
-
-    Raises:
-        InputError: no source has a file. The message lists the sources, why each failed, and the way out.
-    """
+    Raises InputError if no source has a file. The message lists the sources, why each failed, and the way out."""
     if name == "digits":
         write_files(folder, zip(FILES, digits(), strict=True))
         return ["bundled with scikit-learn"]

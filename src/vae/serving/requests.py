@@ -1,7 +1,5 @@
 """The served API: the model that `mlflow.pyfunc.load_model` and `mlflow models serve` load.
-
-MLflow loads this file as code, and the weights as safetensors. No pickle is executed.
-"""
+MLflow loads this file as code, and the weights as safetensors. No pickle is executed."""
 
 from pathlib import Path
 
@@ -23,8 +21,7 @@ class Request(BaseModel):
     """One task and its arguments.
 
     Images are 784 grey values in [0, 1], row by row. Latents have the model's dimension. Types are plain, because
-    MLflow derives the signature from them. `check` has all other rules.
-    """
+    MLflow derives the signature from them. `check` has all other rules."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -37,10 +34,7 @@ class Request(BaseModel):
 
 def check(request: Request) -> None:
     """Refuses a task that cannot be answered, in one line, which MLflow shows after the data.
-
-    Raises:
-        InputError: the task is wrong, and the message says why.
-    """
+    Raises InputError if the task is wrong, and the message says why."""
     if request.task not in NEEDS:
         raise InputError(f"task {request.task!r}: must be one of {', '.join(NEEDS)}")
     given = {name for name in ("n", "seed", "images", "latents") if getattr(request, name) is not None}
@@ -64,11 +58,6 @@ def check(request: Request) -> None:
         raise InputError(f"latents: every value must be finite, and at most {MAX_LATENT:,.0f} in size")
 
 
-def size(request: Request) -> int:
-    """The number of digits that a task asks for, or sends."""
-    return request.n or len(request.images or request.latents or [])
-
-
 class Digits(PythonModel):
     """Answers a list of requests with a list of results, one for each request."""
 
@@ -83,7 +72,8 @@ class Digits(PythonModel):
         try:
             for request in model_input:
                 check(request)
-            if (digits := sum(map(size, model_input))) > MAX_DIGITS:
+            digits = sum(request.n or len(request.images or request.latents or []) for request in model_input)
+            if digits > MAX_DIGITS:
                 raise InputError(f"at most {MAX_DIGITS} digits in one request, got {digits} in all of its tasks")
             return [self._answer(request) for request in model_input]
         except InputError as error:

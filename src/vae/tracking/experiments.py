@@ -28,10 +28,7 @@ def recorded_run(root: Path, revision: str, result: Path) -> str | None:
 
 def experiments(root: Path, result: Path) -> list[Experiment]:
     """All experiments that DVC has, on any commit.
-
-    Raises:
-        InputError: `root` is not the root of a DVC repository.
-    """
+    Raises InputError if `root` is not the root of a DVC repository."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 

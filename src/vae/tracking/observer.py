@@ -1,7 +1,7 @@
 """The process next to a training that writes its epochs to MLflow (`python -m vae.tracking.observer`).
+It reads the messages of vae/runtime/live.py from stdin."""
 
-It reads the messages of vae/runtime/live.py from stdin.
-"""
+from vae.runtime import command, repository
 
 import base64
 import json
@@ -19,7 +19,6 @@ import numpy as np
 
 from vae import params
 from vae.evaluation import plots
-from vae.runtime import command, repository
 from vae.tracking.state import curve_point
 from vae.tracking.store import SOURCE, Store, Tag
 

@@ -1,5 +1,8 @@
 """The record of a state: everything that is logged to its MLflow run."""
 
+from vae.runtime import repository
+from vae.runtime.files import files_below, sha256
+
 import json
 import os
 import tempfile
@@ -12,8 +15,6 @@ from PIL import Image
 
 from vae.errors import InputError
 from vae.params import NOT_IN_PIPELINE, leaves, load
-from vae.runtime import repository
-from vae.runtime.files import files_below, sha256
 from vae.tracking import registry, worktree
 from vae.tracking.state import State, read_curves
 from vae.tracking.store import CHAMPION_METRIC, SOURCE, Store, Tag, experiment_names, store_errors, store_lock
@@ -26,10 +27,7 @@ def record(state: State, root: Path) -> str:
 
     If a finished run has the key of the state, it is kept, and the name of the experiment is added to it. Otherwise the
     open run of the model's training is completed. If there is none, a new run is written, with curves from the file.
-
-    Raises:
-        InputError: the store cannot be reached or written.
-    """
+    Raises InputError if the store cannot be reached or written."""
     store = Store(root, state.config.track.experiment)
     with store_errors(store.uri), store_lock(root):
         for run in store.find({Tag.KEY: state.key}):
@@ -48,9 +46,7 @@ def add_experiment(store: Store, run: Run) -> None:
 
 def _write(store: Store, state: State) -> str:
     """Completes the open run of this model's training, or writes a new one.
-
-    Continues an interrupted attempt without logging anything twice.
-    """
+    Continues an interrupted attempt without logging anything twice."""
     config, diff = state.config, worktree.uncommitted_changes(state.outputs)
     name = os.environ.get("DVC_EXP_NAME") or f"{config.data.name}-{state.key[:7]}"
     found = store.to_complete(state.model_sha256, state.key)
@@ -136,10 +132,7 @@ def log_picture(client: MlflowClient, run_id: str, key: str, picture: Path) -> N
 
 def record_quality(params: Path, quality: Path, picture: Path, root: Path) -> list[str]:
     """Adds the quality of a model's samples to every run of that model, and returns the ids of these runs.
-
-    Raises:
-        InputError: the store cannot be reached or written, or has no run of the model.
-    """
+    Raises InputError if the store cannot be reached or written, or has no run of the model."""
     values, digest = json.loads(quality.read_text()), sha256(quality)
     figures = {name: value for name, value in values.items() if isinstance(value, float)}
     store = Store(root, load(params).track.experiment)

@@ -1,6 +1,7 @@
 """Reproduction of a run: its code, changes and params in a separate work tree, run again and compared file by file."""
 
-import csv
+from vae.runtime.files import sha256
+
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from vae.errors import InputError
-from vae.runtime.files import sha256
 from vae.tracking.worktree import execute, git
 
 STAGES = ("train", "evaluate", "generate")
@@ -18,12 +18,7 @@ SAME = "the same, bit for bit"
 
 
 def restore(folder: Path, recorded: Path) -> None:
-    """Applies a run's uncommitted changes, params and lock file to its commit.
-
-    Args:
-        folder: the work tree, at the run's commit.
-        recorded: the run's artifacts.
-    """
+    """Applies the changes, params and lock file in a run's artifacts, `recorded`, to a work tree of its commit."""
     diff = recorded / "working-tree.diff"
     if diff.stat().st_size:
         git("apply", "--binary", str(diff.resolve()), folder=folder)
@@ -41,10 +36,8 @@ def rerun(folder: Path) -> None:
             failure = error
     else:
         raise failure
-    environment = {"DVC_ROOT": str(folder)}
-    environment["MLFLOW_TRACKING_URI"] = (
-        f"sqlite:///{folder / 'mlflow.db'}"  # separate, because the run that is reproduced has its record already
-    )
+    # A separate store, because the run that is reproduced has its record already.
+    environment = {"DVC_ROOT": str(folder), "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"}
     for stage in STAGES:
         print(f"  running {stage}", flush=True)
         command = ["dvc", "repro", "--single-item", "--force", "--no-commit", stage]
@@ -58,13 +51,11 @@ def _numbers(path: Path) -> np.ndarray:
         case ".json":
             values = [value for value in json.loads(path.read_text()).values() if not isinstance(value, str)]
         case ".csv":
-            with path.open(newline="") as file:
-                values = [float(value) for row in list(csv.reader(file))[1:] for value in row]
+            values = np.genfromtxt(path, delimiter=",", skip_header=1).ravel()
         case ".png":
             values = np.asarray(Image.open(path)).ravel()
         case ".npz":
-            with np.load(path) as arrays:
-                values = np.concatenate([arrays[name].ravel() for name in sorted(arrays)])
+            values = np.concatenate([array.ravel() for _, array in sorted(np.load(path).items())])
         case ".safetensors":
             values = np.concatenate([array.ravel() for _, array in sorted(load_file(path).items())])
         case _:
@@ -81,12 +72,8 @@ def distance(one: Path, other: Path) -> str:
 
 
 def compare(folder: Path, hashes: dict[str, str], recorded: Path) -> int:
-    """Prints for each file whether the work tree has the recorded content, and returns the number that differ.
-
-    Args:
-        hashes: the recorded SHA-256 of each file.
-        recorded: the folder of the recorded files, to measure differences.
-    """
+    """Prints for each file whether the work tree has the recorded SHA-256, and returns the number that differ.
+    `recorded` is the folder of the run's artifacts, with which files that differ are compared."""
     different = 0
     width = max(map(len, hashes))
     for name, expected in hashes.items():

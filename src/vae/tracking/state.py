@@ -1,5 +1,7 @@
 """One state of the pipeline: its files and their hashes."""
 
+from vae.runtime.files import files_below, sha256
+
 import csv
 import hashlib
 from dataclasses import dataclass
@@ -8,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from vae.params import NOT_IN_PIPELINE, Params, load
-from vae.runtime.files import files_below, sha256
 
 CURVE_NAMES = {"rate_nats": "train_rate_nats", "distortion_nats": "train_distortion_nats"}
 Curves = list[tuple[int, dict[str, float]]]  # (epoch, values by name)

@@ -9,8 +9,10 @@ The life of a run:
 3. The run is whole: FINISHED, with the tag `vae.key`, which is set last. `vae.pending` is removed.
 
 A state whose stages came from the cache had no training, so its run begins at 2. A state that already has a whole run
-keeps it, and `track` deletes a run that a training opened on the way to that state.
-"""
+keeps it, and `track` deletes a run that a training opened on the way to that state."""
+
+from vae.runtime import checkpoint
+from vae.runtime.repository import state_folder
 
 import os
 import tempfile
@@ -25,8 +27,6 @@ from mlflow import MlflowClient, MlflowException
 from mlflow.entities import Experiment, Metric, Param, Run, RunTag
 
 from vae.errors import InputError
-from vae.runtime import checkpoint
-from vae.runtime.repository import state_folder
 
 SQLITE = "sqlite:///"
 LOCK_SECONDS = 1800  # a store behind a slow line takes minutes for one run, and runs are written one by one
@@ -55,39 +55,27 @@ class Tag:
 
 def store_uri(root: Path) -> str:
     """The address of the store: `MLFLOW_TRACKING_URI`, or a database in the main repository.
-
     A relative path of a database starts at the main repository, also in the copy in which a temporary experiment runs.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
     return f"{SQLITE}{root.resolve() / uri.removeprefix(SQLITE)}" if uri.startswith(SQLITE) else uri
 
 
-@contextmanager
-def store_lock(root: Path) -> Iterator[None]:
+def store_lock(root: Path) -> FileLock:
     """Lets one process at a time create the schema, or look for a run and write it if there is none."""
-    lock = FileLock(state_folder(root) / "mlflow.lock", timeout=LOCK_SECONDS)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise InputError(
-            f"{lock.lock_file}: held by another process for {LOCK_SECONDS} s; wait for it, or end it"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
+    return FileLock(state_folder(root) / "mlflow.lock", timeout=LOCK_SECONDS)
 
 
 @contextmanager
 def store_errors(uri: str) -> Iterator[None]:
     """Turns any error of the store into an InputError that names it.
-
-    An OSError with a file name passes, because its message is clear already.
-    """
+    An OSError with a file name passes, because its message is clear already."""
     try:
         yield
     except InputError:
         raise
+    except Timeout as error:
+        raise InputError(f"{error.lock_file}: held by another process; wait for it, or end it") from error
     except Exception as error:
         if isinstance(error, OSError) and error.filename is not None:
             raise
@@ -97,10 +85,7 @@ def store_errors(uri: str) -> Iterator[None]:
 
 class Store(MlflowClient):
     """MLflow's client, for one experiment in one store. Both are created if they are missing.
-
-    Raises:
-        InputError: the store cannot be reached.
-    """
+    Raises InputError if the store cannot be reached."""
 
     def __init__(self, root: Path, experiment: str) -> None:
         self.root = root.resolve()
@@ -155,9 +140,7 @@ class Store(MlflowClient):
 
     def to_complete(self, model_sha256: str, key: str) -> Run | None:
         """The unfinished run in which to record a state: one left by an interrupted `track`, or else its training's.
-
-        An interrupted record of another state of the same model stays as it is.
-        """
+        An interrupted record of another state of the same model stays as it is."""
         runs = self.find({Tag.PENDING: key}) + self.unfinished_of(model_sha256)
         open_runs = [run for run in runs if run.info.status != "FINISHED"]
         return next((run for run in open_runs if run.data.tags.get(Tag.PENDING, key) == key), None)
@@ -170,10 +153,7 @@ class Store(MlflowClient):
 
     def run_tags(self, run_id: str, *needed: str) -> dict[str, str]:
         """The tags of a run.
-
-        Raises:
-            InputError: there is no such run, or it lacks one of the `needed` tags.
-        """
+        Raises InputError if there is no such run, or it lacks one of the `needed` tags."""
         try:
             tags = self.get_run(run_id).data.tags
         except MlflowException as error:
@@ -186,10 +166,7 @@ class Store(MlflowClient):
 
     def training_seconds(self, run_id: str) -> float:
         """The seconds that the epochs of a model took, each counted once, from the run that followed its training.
-
-        Raises:
-            InputError: no run of this model followed all of its epochs, so the times are not known.
-        """
+        Raises InputError if no run of this model followed all of its epochs, so the times are not known."""
         model = self.run_tags(run_id, Tag.MODEL)[Tag.MODEL]
         for run in self.find({Tag.MODEL: model}):
             history = [self.get_metric_history(run.info.run_id, name) for name in ("epoch_seconds", CHAMPION_METRIC)]

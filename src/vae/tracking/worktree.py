@@ -15,10 +15,7 @@ from vae.errors import InputError
 
 def execute(command: list[str], folder: Path = Path(), environment: dict[str, str] | None = None) -> bytes:
     """Runs a command and returns its output.
-
-    Raises:
-        InputError: it failed. The message ends with the last line that it wrote.
-    """
+    Raises InputError if it failed. The message ends with the last line that it wrote."""
     try:
         done = subprocess.run(
             command, cwd=folder, capture_output=True, env=os.environ | (environment or {}), stdin=subprocess.DEVNULL
@@ -48,8 +45,7 @@ def uncommitted_changes(outputs: Iterable[Path]) -> bytes:
     """The difference between the working tree and its commit, with new files and without the folders of outputs.
 
     It is made in a temporary index, so that the user's index stays as it is. It is bytes, because files may have any
-    encoding and any line ends.
-    """
+    encoding and any line ends."""
     with tempfile.TemporaryDirectory() as folder:
         objects = Path(git("rev-parse", "--git-path", "objects").decode().strip()).resolve()
         index = {
@@ -71,10 +67,7 @@ def uncommitted_changes(outputs: Iterable[Path]) -> bytes:
 @contextmanager
 def worktree(root: Path, name: str, commit: str, keep: bool) -> Iterator[Path]:
     """A separate work tree of `commit`, which shares the DVC cache. The user's own tree is not touched.
-
-    Raises:
-        InputError: another process uses the work tree of this name, or the commit is not in the repository.
-    """
+    Raises InputError if another process uses the work tree of this name, or the commit is not in the repository."""
     folder = root / ".dvc" / "tmp" / "worktrees" / name
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
