@@ -71,7 +71,7 @@ def proper_seconds(folder: Path) -> tuple[float, float]:
     grey = data.load(folder / "data", "t10k").images
     started = time.perf_counter()
     with device.autocast(grey.device, config.evaluate.precision):
-        metrics.evaluate(vae, grey, grey, config.evaluate.importance_samples, config.evaluate.grey_samples, 0)
+        metrics.evaluate(vae, grey, grey, config.evaluate)
     return epochs, time.perf_counter() - started
 
 

@@ -25,9 +25,8 @@ def main(params: Path, data_folder: Path, model_file: Path, *, result: Path, pic
     train, _ = data.split_validation(data.load(data_folder, "train").images, config.data.validation)
     train = train[: len(grey)].to(where)
 
-    scored = config.evaluate
-    with cores.turn(config.train.threads), device.autocast(where, scored.precision):
-        values = metrics.evaluate(vae, grey, train, scored.importance_samples, scored.grey_samples, scored.seed)
+    with cores.turn(config.train.threads), device.autocast(where, config.evaluate.precision):
+        values = metrics.evaluate(vae, grey, train, config.evaluate)
     files.write_json(result, values)
     draw(vae, data.unit(grey), test.labels, pictures)
     print(

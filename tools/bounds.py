@@ -18,15 +18,12 @@ def main(params: Path, data_folder: Path, model_file: Path, *, result: Path, pag
     torch.set_num_threads(config.train.threads)
     vae = model.load(model_file, where).requires_grad_(False)  # only latents need gradients
     grey = data.load(data_folder, "t10k").images.to(where)
-    if config.annealing.images > len(grey):
-        raise InputError(
-            f"{params}: annealing.images is {config.annealing.images}, but the test split has {len(grey)} images; "
-            "lower it"
-        )
+    if (count := config.annealing.images) > len(grey):
+        raise InputError(f"{params}: annealing.images is {count}, but the test split has {len(grey)} images; lower it")
 
     x = data.binarize(grey, torch.Generator(where).manual_seed(config.evaluate.seed))  # as in the stage `evaluate`
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(config.annealing.seed))
-    chosen = x[order[: config.annealing.images].to(where)]
+    chosen = x[order[:count].to(where)]
     values = annealed_importance.evaluate(vae, chosen, config.annealing)
     files.write_json(result, values)
     table = readme.bounds(values)

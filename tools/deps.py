@@ -53,13 +53,11 @@ def rewritten(text: str) -> str:
 
 
 def main(pipeline: Path, quality: Path, check: bool) -> None:
-    for path in (pipeline, quality):
-        text = path.read_text()
-        if (new := rewritten(text)) == text:
-            continue
+    stale = {path: text for path in (pipeline, quality) if (text := rewritten(path.read_text())) != path.read_text()}
+    for path, text in stale.items():
         if check:
             raise InputError(f"{path}: the deps are not the imports of the stages; `make deps` writes them")
-        path.write_text(new)
+        path.write_text(text)
         print(f"{path}: deps written; `dvc commit` if the results are the same, else `dvc repro`")
 
 

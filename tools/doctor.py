@@ -26,35 +26,30 @@ def main(params: Path, result: Path, mend: bool) -> None:
 def stuck(store: Store, runs: list[Run], mend: bool) -> int:
     """Runs that are RUNNING although no training holds their lock.
     A run that only waits for `track` may be ended too: `track` completes it all the same."""
-    left, here = 0, repository.address(store.root)
-    for run in runs:
-        tags = run.data.tags
-        if run.info.status != "RUNNING" or tags.get(Tag.PLACE, here) != here:  # other repositories may share the store
-            continue
-        if not checkpoint.is_held(store.root, tags.get(Tag.TRAINING, "")):
-            if mend:
-                store.set_terminated(run.info.run_id, "KILLED")
-            left += not mend
-            print(f"{run.info.run_name} ({run.info.run_id}): RUNNING, but nothing trains{'; ended as KILLED' * mend}")
-    return left
+    here = repository.address(store.root)  # other repositories may share the store
+    open_runs = [run for run in runs if run.info.status == "RUNNING" and run.data.tags.get(Tag.PLACE, here) == here]
+    found = [run for run in open_runs if not checkpoint.is_held(store.root, run.data.tags.get(Tag.TRAINING, ""))]
+    for run in found:
+        if mend:
+            store.set_terminated(run.info.run_id, "KILLED")
+        print(f"{run.info.run_name} ({run.info.run_id}): RUNNING, but nothing trains{'; ended as KILLED' * mend}")
+    return 0 if mend else len(found)
 
 
 def unrecorded(root: Path, runs: list[Run], known: list[Experiment], mend: bool) -> int:
     """Experiments whose run is not in this store. Their files are recorded again from DVC's cache."""
     ids = {run.info.run_id for run in runs}
     names = {name for run in runs for name in experiment_names(run)}
-    left = 0
-    for item in known:
-        if item.run_id not in ids and item.name not in names:
-            print(f"experiment {item.name} ({item.revision[:7]}): no run in this store{'; recording it' * mend}")
-            if mend:
-                try:
-                    record_again(root, item)
-                    continue
-                except InputError as error:
-                    print(f"  not recorded: {error}")
-            left += 1
-    return left
+    left = [item for item in known if item.run_id not in ids and item.name not in names]
+    for item in list(left):
+        print(f"experiment {item.name} ({item.revision[:7]}): no run in this store{'; recording it' * mend}")
+        if mend:
+            try:
+                record_again(root, item)
+                left.remove(item)
+            except InputError as error:
+                print(f"  not recorded: {error}")
+    return len(left)
 
 
 def orphans(runs: list[Run], known: list[Experiment]) -> None:

@@ -21,7 +21,7 @@ def main(params: Path, run: str) -> None:
     store = Store(root, load(params).track.experiment)
     commit = store.run_tags(run, Tag.COMMIT, Tag.KEY)[Tag.COMMIT]
     with tempfile.TemporaryDirectory() as scratch, worktree(root, run, commit, keep=True) as folder:
-        recorded = store.download(run, "", Path(scratch))
+        recorded = Path(store.download_artifacts(run, "", scratch))
         hashes = json.loads((recorded / "hashes.json").read_text())
         print(f"run {run}: commit {commit[:7]}, restored in {folder}; running it from scratch", flush=True)
         reproduction.restore(folder, recorded)

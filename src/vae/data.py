@@ -19,7 +19,6 @@ class Split(NamedTuple):
 
 def read_idx(path: Path, kind: str) -> Tensor:
     """Reads an IDX file of 28x28 images, (N, 784), or of labels, (N,), as uint8.
-
     The file is memory-mapped, not copied. The bytes are interpreted as torchvision does.
     Raises InputError if the file is missing, or is not a whole IDX file of that kind."""
     header, remedy = idx.HEADER[kind], "fetch it again with `dvc repro --force download`"

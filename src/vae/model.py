@@ -143,9 +143,7 @@ class VAE(nn.Module):
         return torch.cat([self.means(z) for z in self.prior.sample(count, generator).split(CHUNK)])
 
 
-def save(model: VAE, path: Path) -> None:
-    """Writes the weights and the model's configuration. Equal weights give equal bytes."""
-    weights.save(model, model.config, path)
+save = weights.save
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> VAE:

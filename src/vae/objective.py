@@ -14,7 +14,6 @@ GROUP = 16  # pixels whose sigmoids are multiplied before the logarithm is taken
 
 class _BernoulliLogProb(torch.autograd.Function):
     """sum_p x l - log(1 + e^l), written as sum_p (x - 1/2) l - |l| / 2 + log sigmoid(|l|).
-
     The logarithm is the slowest pass on a CPU (`log1p` is ten times slower still). So it is taken of products of 16
     sigmoids, each in [1/2, 1]. The gradient in l is x - sigmoid(l): one backward pass instead of autograd's six."""
 
@@ -53,7 +52,6 @@ def sample_posterior(mu: Tensor, logvar: Tensor, generator: torch.Generator) -> 
 
 def elbo_terms(model: VAE, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """The two parts of ELBO(x) = -(rate + distortion) from one sample z ~ q(z|x) (Kingma & Welling 2014, eq. 3).
-
     rate = log q(z|x) - log p(z), distortion = -log p(x|z). If the prior is the standard normal, the rate is the closed
     form KL(q(z|x) || p(z)), which has the same mean and less noise.
     Shapes: x (B, P) -> (B,), (B,)."""
@@ -70,7 +68,6 @@ def importance_weighted_loss(
     model: VAE, x: Tensor, samples: int, beta: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A loss with the gradient of -log (1/K) sum_k w_k, doubly reparameterized (Tucker et al. 2019, eq. 8).
-
     Let v_k = w_k / sum_j w_j. The decoder and the prior get sum_k v_k d log w_k. The encoder gets, through z alone,
     sum_k v_k^2 d log w_k, so its noise does not grow with K. Here log w = -(beta * rate + distortion). The encoder gets
     the factor v_k^2 for any beta: this is its gradient if beta is 1, and a shorter step while beta rises.
@@ -85,7 +82,6 @@ def importance_weighted_loss(
 
 def prior_rate(model: VAE, x: Tensor, samples: int, generator: torch.Generator) -> Tensor:
     """log q(z|x) - log p(z), the mean over K samples, with a gradient in the prior alone.
-
     Its optimum is the aggregate posterior E_x q(z|x) (Tomczak & Welling 2018, eq. 5).
     Shapes: x (B, P) -> (B,)."""
     with torch.no_grad():
@@ -98,7 +94,6 @@ def log_weights(
     model: VAE, x: Tensor, posterior: tuple[Tensor, Tensor], samples: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """K samples z of each image, and the parts of log w = log p(x|z) + log p(z) - log q(z|x) (Burda et al. 2016).
-
     `posterior` is `model.encode(x)`, so that a caller that takes the samples in parts encodes the images once. The
     density q(z|x) has no gradient in its parameters, as the loss above demands.
     Returns z, rate and distortion, with log w = -(rate + distortion).

@@ -3,6 +3,7 @@ Both are plain classes, because the first `torch.optim.Optimizer` imports torch'
 
 import math
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -14,6 +15,9 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration (Jordan et 
 STEPS = 5
 MOMENTUM = 0.95
 EPSILON = 1e-14
+fused_adam = partial(
+    adam, fused=True, amsgrad=False, beta1=0.9, beta2=0.999, weight_decay=0.0, eps=1e-8, maximize=False
+)
 
 
 def rate_factor(schedule: str, progress: float, step: int, warmup_steps: int) -> float:
@@ -26,7 +30,6 @@ def rate_factor(schedule: str, progress: float, step: int, warmup_steps: int) ->
 
 def orthogonalizer(grams: Tensor) -> Tensor:
     """The matrix A that brings every singular value of A X near 1, from G = X X^T.
-
     X <- p(X X^T) X with p(G) = a + b G + c G^2, five times (Jordan et al. 2024). All p(G) are polynomials in the first
     G, so their product and the G of each step need only products of the small side of X. Padding with rows and columns
     of zeros does no harm. Shapes: (N, R, R) -> (N, R, R)."""
@@ -75,27 +78,12 @@ class Adam(Optimizer):
 
     @torch.no_grad()
     def step(self, factor: float) -> None:
-        adam(
-            self.params,
-            self.gradients(),
-            self.buffers["mean"],
-            self.buffers["square"],
-            [],
-            self.buffers["steps"],
-            fused=True,
-            amsgrad=False,
-            beta1=0.9,
-            beta2=0.999,
-            lr=factor * self.learning_rate,
-            weight_decay=0.0,
-            eps=1e-8,
-            maximize=False,
-        )
+        mean, square, steps = (self.buffers[name] for name in ("mean", "square", "steps"))
+        fused_adam(self.params, self.gradients(), mean, square, [], steps, lr=factor * self.learning_rate)
 
 
 class Muon(Optimizer):
     """w <- w - lr sqrt(max(1, rows / columns)) orthogonalize(momentum) (Jordan et al. 2024).
-
     A convolution is the matrix (out, in * height * width). The Gram matrices are padded with zeros to a few common
     sizes, so that a step takes a few batched products instead of hundreds of small ones."""
 

@@ -153,7 +153,6 @@ def _explain(error: ValidationError, path: Path) -> str:
 
 def parse(text: str, path: Path = Path("params.yaml")) -> Params:
     """Parses the text of params.yaml.
-
     Every scalar is read as text, and the schema alone gives it a type. YAML 1.1 and 1.2 disagree on the meaning of
     `1e-05`, `012`, `on` and `12:30`, and DVC writes one dialect while PyYAML reads the other.
     Raises InputError if the text is not YAML, a key is unknown or missing, or a value has the wrong type or range."""

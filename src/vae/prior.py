@@ -82,7 +82,6 @@ class Mixture(Prior):
 
 class Flow(Prior):
     """p(z) by a real-valued non-volume-preserving flow (RealNVP, Dinh et al. 2017) to a mixture of Gaussians.
-
     Each coupling maps two halves a, b of the latents to (b e^s(a) + t(a), a), and the next one maps the other half.
     A mixture of one component is a Gaussian."""
 
@@ -136,7 +135,6 @@ PRIORS: dict[str, Callable[[Model], Prior]] = {"standard-normal": StandardNormal
 
 def path(prior: Prior, start: Tensor, end: Tensor, steps: int) -> Tensor:
     """Points on a line from `start` to `end`, both included. A flow draws the line in the space of its mixture.
-
     There it passes through likelier latents than a straight line in the space of z, so its middle is more often a
     digit and less often a blend of two. Shapes: (..., D), (..., D) -> (steps, ..., D)."""
     weights = torch.linspace(0, 1, steps, device=start.device).view(-1, *[1] * start.ndim)

@@ -25,7 +25,6 @@ class Step:
 
 class Schedule:
     """Trains the whole model, then its prior alone (if the prior is learned), then the whole model on many samples.
-
     The learning rates of the networks fall during the first part. The learning rates of the prior fall during the first
     two parts. In the third part all start again, at a lower rate."""
 

@@ -37,7 +37,6 @@ class Record:
 
 def build_optimizers(model: VAE, config: Train) -> tuple[list[Optimizer], list[Optimizer]]:
     """The optimizers of encoder and decoder, and the optimizers of the prior.
-
     Matrices and convolutions of encoder and decoder use Muon if `train.optimizer` says so. All else uses Adam. The
     couplings of a flow are small networks, which need far shorter steps than the mixture in the space of z."""
     networks = [*model.encode.parameters(), *model.decode.parameters()]
@@ -110,7 +109,6 @@ class Fit:
 
     def _gradients(self, x: Tensor, beta: float, samples: int) -> Tensor:
         """Computes the gradients on a batch (B, P). `beta` is the weight of the rate, `samples` the K of the objective.
-
         They are summed over parts of the batch, so that memory does not grow with K.
         Returns the batch's mean rate and distortion, on the device. (2,)."""
         total = torch.zeros(2, device=x.device)
@@ -161,7 +159,6 @@ class Fit:
 
     def run_epoch(self, train: Tensor, validation: Tensor, binarization: str) -> Record:
         """Trains on every image once, then validates.
-
         While the prior is trained alone, the networks are frozen and the distortion cannot change. The record then
         repeats the distortion of the epoch before."""
         self.model.train()

@@ -16,8 +16,9 @@ Config = TypeVar("Config", bound=BaseModel)
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def save(network: nn.Module, config: BaseModel, path: Path) -> None:
-    """Writes a network. Equal weights give equal bytes."""
+def save(network: nn.Module, path: Path) -> None:
+    """Writes the weights of a network, and its `config`. Equal weights give equal bytes."""
+    config: BaseModel = network.config  # type: ignore[assignment]
     weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     kind = type(config).__name__.lower()

@@ -85,7 +85,6 @@ def transition(path: Path, point: Point, t: float, config: Annealing, generator:
 
 def anneal(path: Path, z: Tensor, schedule: list[float], config: Annealing, generator: torch.Generator) -> Tensor:
     """log w of chains that start as exact samples of the schedule's first density (Neal 2001).
-
     From t = 0 to 1, E[w] = p(x); from 1 to 0, with z a sample of p(z|x), E[w] = 1 / p(x).
     Shapes: z (B, C, D) -> (B, C), in nats, float64."""
     point = path.at(path.coordinates(z))
@@ -150,9 +149,7 @@ def simulate(model: VAE, count: int, generator: torch.Generator) -> tuple[Tensor
 
 def evaluate(model: VAE, x: Tensor, config: Annealing) -> dict[str, Any]:
     """All of metrics/annealing.json: means over images, in nats, with one standard error.
-
-    Args:
-        x: (N, P) binary test images, on which each of `annealing.importance_samples` is measured."""
+    Each of `annealing.importance_samples` is measured on the binary test images x (N, P)."""
     generator = torch.Generator(x.device).manual_seed(config.seed)
     annealed = upper_bound(model, x, config, generator)  # (N,)
     weighted: list[dict[str, float]] = []

@@ -97,9 +97,7 @@ def accuracy(network: Network, images: Tensor, labels: Tensor) -> float:
     return (probabilities(network, unit(images)).argmax(dim=1) == labels).double().mean().item()
 
 
-def save(network: Network, path: Path) -> None:
-    """Writes the weights and the configuration. Equal weights give equal bytes."""
-    weights.save(network, network.config, path)
+save = weights.save
 
 
 def load(path: Path) -> Network:

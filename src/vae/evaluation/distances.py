@@ -22,7 +22,6 @@ def square_root(covariance: Tensor) -> Tensor:
 
 def frechet_distance(one: Tensor, other: Tensor) -> float:
     """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), of Gaussians with the moments of two data sets (Heusel et al. 2017).
-
     tr (C1 C2)^(1/2) is the sum of the singular values of C1^(1/2) C2^(1/2). This needs no root of a matrix that is not
     symmetric, and loses no digits if eigenvalues are near zero.
     Shapes: (N, F), (M, F), in float64 -> squared units of the features."""
@@ -50,7 +49,6 @@ def squared_radii(points: Tensor, neighbours: int) -> Tensor:
 
 def coverage(points: Tensor, reference: Tensor, neighbours: int) -> float:
     """The share of points within the k-nearest-neighbour ball of any reference point (Kynkaanniemi et al. 2019, eq. 1).
-
     For precision the points are samples and the reference is the data. For recall it is the other way round.
     Shapes: points (N, F), reference (M, F) with M > k."""
     radii = squared_radii(reference, neighbours)  # (M,)

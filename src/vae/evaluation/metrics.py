@@ -12,6 +12,7 @@ from tqdm import tqdm
 from vae import data, objective
 from vae.idx import PIXELS
 from vae.model import VAE
+from vae.params import Evaluate
 
 ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, section 5.2
 CHUNK = 2048  # images decoded at a time: 6 MB of float32 pixels
@@ -60,7 +61,6 @@ class Bounds(NamedTuple):
 @torch.no_grad()
 def bounds(model: VAE, x: Tensor, samples: int, generator: torch.Generator) -> Bounds:
     """Rate, distortion and the importance-weighted bound of each image, from the same K samples.
-
     nll = -(logsumexp_k log w_k - log K) (Burda et al. 2016, eq. 8). The samples of an image come in chunks, and only
     running sums are kept.
     Shapes: x (B, P) -> (B,) each."""
@@ -100,7 +100,6 @@ def active_units(mu: Tensor) -> int:
 
 def latent_kl(mu: Tensor, logvar: Tensor) -> Tensor:
     """E_x KL(q(z_d|x) || N(m_d, v_d)) of each latent, with m_d and v_d the moments of the aggregate posterior.
-
     This is 0.5 (log v_d - E_x logvar_d): the nats in each latent on its own, which needs no prior. Latents overlap, so
     the sum exceeds the rate. Shapes: (N, D), (N, D) -> (D,)."""
     mu, logvar = mu.double(), logvar.double()
@@ -118,22 +117,16 @@ def traversals(model: VAE, mu: Tensor, latents: Tensor, steps: int) -> Tensor:
     return model.means(mu[0] + offsets)
 
 
-def evaluate(
-    model: VAE, grey: Tensor, train: Tensor, samples: int, grey_samples: int, seed: int
-) -> dict[str, float | int | str]:
+def evaluate(model: VAE, grey: Tensor, train: Tensor, config: Evaluate) -> dict[str, float | int | str]:
     """All of metrics/evaluation.json: means over the images of the test split, in nats.
 
-    The binarization is drawn once, from `seed` alone, so that every model is scored on the same binary images.
-
-    Args:
-        grey: (N, P) uint8.
-        train: (M, P) uint8, training images, to measure overfitting.
-        samples: K of the importance-weighted bound. ELBO, rate and distortion are means over the same samples.
-        grey_samples: samples of z for the score against grey values."""
-    generator = torch.Generator(grey.device).manual_seed(seed)
+    The binarization is drawn once, from the seed alone, so that every model is scored on the same binary images. ELBO,
+    rate and distortion are means over the samples of the importance-weighted bound. Training images show overfitting.
+    Shapes: grey (N, P) uint8, train (M, P) uint8."""
+    samples, generator = config.importance_samples, torch.Generator(grey.device).manual_seed(config.seed)
     x = data.binarize(grey, generator)  # (N, P)
     binary = over_images(model, x, samples, generator, f"importance-weighted bound, K={samples}")
-    score = over_images(model, data.unit(grey), grey_samples, generator, "grey values")
+    score = over_images(model, data.unit(grey), config.grey_samples, generator, "grey values")
     fitted = over_images(model, data.binarize(train, generator), 1, generator, "training images")
     mu, _ = posterior(model, x)
     values = means(

@@ -24,7 +24,6 @@ class Measured(NamedTuple):
 @torch.no_grad()
 def measure(network: classifier.Network, vae: VAE, train: Tensor, test: Tensor, config: Quality) -> Measured:
     """Draws as many samples as there are test images, at most `quality.samples`, and does this `quality.draws` times.
-
     Figures are means over the draws. Shapes: train (N, P) uint8, test (M, P) uint8.
     Raises InputError if there are too few samples for `quality.neighbours`."""
     generator = torch.Generator().manual_seed(config.seed)
@@ -70,21 +69,14 @@ def compare(
 ) -> dict[str, float]:
     """Compares samples with test images, by grey values and by binary pixels, then training images with test images.
     Shapes: means (N, P) in [0, 1], train (N, P) uint8, test (N, P) uint8."""
-    kinds = {
-        "grey": (means, data.unit(train), data.unit(test)),
-        "binary": (
-            torch.bernoulli(means, generator=generator),
-            data.binarize(train, generator),
-            data.binarize(test, generator),
-        ),
-    }
-    values = {}
-    for kind, images in kinds.items():
+    grey = means, data.unit(train), data.unit(test)
+    binary = torch.bernoulli(means, generator=generator), *(data.binarize(x, generator) for x in (train, test))
+    values: dict[str, float] = {}
+    for kind, images in (("grey", grey), ("binary", binary)):
         sampled, fitted, unseen = (classifier.features(network, x) for x in images)  # (N, F)
-        for name, value in distances.compare(sampled, unseen, neighbours).items():
-            values[f"{name}_{kind}"] = value
-        for name, value in distances.compare(fitted, unseen, neighbours).items():
-            values[f"{name}_{kind}_train"] = value
+        for suffix, features in (("", sampled), ("_train", fitted)):
+            compared = distances.compare(features, unseen, neighbours)
+            values |= {f"{name}_{kind}{suffix}": value for name, value in compared.items()}
     return values
 
 
@@ -99,7 +91,6 @@ def over_draws(draws: list[dict[str, float]]) -> dict[str, float]:
 
 def neighbours(vae: VAE, samples: Tensor, test: Tensor, train: Tensor) -> tuple[dict[str, float], Tensor]:
     """The median distance to the nearest training image, as a ratio to the same distance of test images.
-
     It is given for samples, and for reconstructions of test images: smooth images without memorising.
     Returns the ratios, and the training image that is nearest to each sample.
     Shapes: samples (N, P) in [0, 1], test (M, P) uint8, train (L, P) in [0, 1]."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from vae.evaluation.leaderboard import MEASURED, Row
+from vae.evaluation.leaderboard import MEASURED, TRAINING_IMAGES, Row
 
 SHORT = ("recipe", "train, minutes", "NLL bound", "K", "seeds", "neg-ELBO", "Fréchet")  # the columns in the README
 
@@ -58,17 +58,12 @@ def results(rows: list[Row], short: bool = False) -> str:
     for row in rows:
         groups.setdefault((row["recipe"], row["importance_samples"]), []).append(row)
     lines = [result(group) for group in sorted(groups.values(), key=lambda group: over_seeds(group, "nll_iw_nats"))]
-    if short:
-        return markdown(lines, SHORT)
-    frechet, *shares = (over_seeds(rows, f"{name}_binary_train") for name in ("frechet", "precision", "recall"))
-    precision, recall = (f"{share:.2f}" for share in shares)
-    columns = tuple(lines[0])
-    training = {
-        "recipe": "training images",
-        "Fréchet": f"{frechet:.1f}",
-        "precision, recall": f"{precision}, {recall}",
-    }
-    return markdown([*lines, training], columns)
+    columns = SHORT if short else tuple(lines[0])
+    if not short:
+        frechet, precision, recall = (over_seeds(rows, name) for name in TRAINING_IMAGES)
+        lines.append({"recipe": "training images", "Fréchet": f"{frechet:.1f}"})
+        lines[-1]["precision, recall"] = f"{precision:.2f}, {recall:.2f}"
+    return markdown(lines, columns)
 
 
 def bounds(values: dict[str, Any]) -> str:

@@ -20,7 +20,6 @@ LIBRARY = Path(__file__).parents[1]
 
 def training_key(config: str, files: list[Path]) -> str:
     """One hash of everything that a training depends on.
-
     This is its configuration, its data and script (`files`), the library's code that makes a model (the files directly
     in src/vae), and the version of torch."""
     digest = hashlib.sha256(f"{config}\n{version('torch')}".encode())

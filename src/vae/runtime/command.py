@@ -51,7 +51,6 @@ def _parser(main: Callable[..., None]) -> argparse.ArgumentParser:
 
 def run(main: Callable[..., None]) -> None:
     """Calls `main` with the arguments of the command line.
-
     A parameter of type Path or str is a positional argument, or a required option if it is keyword-only.
     A parameter of type bool is a flag.
     An InputError, or a file that cannot be read or written, is one line on stderr and exit code 1."""

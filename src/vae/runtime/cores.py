@@ -28,7 +28,6 @@ def usable() -> list[int]:
 @contextmanager
 def turn(threads: int) -> Iterator[None]:
     """Holds one core for each thread, or all cores if there are fewer, until the block ends.
-
     All stages of the main repository share the cores, in whatever copy of it they run. Processes queue for them: one
     at a time collects as many as it needs, and one that has just had a turn goes to the back. A process that dies
     frees its cores."""

@@ -90,7 +90,6 @@ def start() -> subprocess.Popen[bytes]:
 @contextmanager
 def follow(observer: subprocess.Popen[bytes], params: Path, root: Path, key: str, own: bool) -> Iterator[Feed]:
     """Has the observer open the MLflow run of the training `key`, and end it when the block ends.
-
     A training that was killed and started again continues its run. If another process runs the same training (`own` is
     False), that process's run stands for both, and the observer here does nothing.
     An error ends the run as FAILED, a signal as KILLED. If this process is killed, the observer finds its pipe closed

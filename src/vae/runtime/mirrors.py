@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import requests
@@ -119,15 +119,16 @@ def _try(name: str, index: int, candidates: list[str], pause: Callable[[float], 
     return b"", failures
 
 
-def _fetch(name: str, index: int, candidates: list[str], pause: Callable[[float], None]) -> bytes:
-    """One verified file, or an InputError that lists the sources."""
-    content, failures = _try(name, index, candidates, pause)
-    if not content:
-        raise InputError(
-            f"{FILES[index]}.gz of {name}: no source has it: {'; '.join(failures)}. Set MNIST_MIRROR to a folder or "
-            "URL that has the four .gz files, or use the bundled data: dvc exp run -S data.name=digits"
-        )
-    return content
+def _contents(name: str, candidates: list[str], pause: Callable[[float], None]) -> Iterator[tuple[str, bytes]]:
+    """The verified files of a data set, by name. Raises InputError if no source has one of them."""
+    for index, file in enumerate(FILES):
+        content, failures = _try(name, index, candidates, pause)
+        if not content:
+            raise InputError(
+                f"{file}.gz of {name}: no source has it: {'; '.join(failures)}. Set MNIST_MIRROR to a folder or URL "
+                "that has the four .gz files, or use the bundled data: dvc exp run -S data.name=digits"
+            )
+        yield file, content
 
 
 def present(name: str, folder: Path) -> bool:
@@ -196,14 +197,11 @@ def download(
     name: str, folder: Path, environment: dict[str, str], pause: Callable[[float], None] = time.sleep
 ) -> list[str]:
     """Puts the four IDX files of a data set into `folder`, decompressed and verified; returns the sources to try.
-
-    Args:
-        environment: may have `MNIST_MIRROR`, a folder or URL to try first.
-        pause: waits that many seconds before another attempt.
+    `MNIST_MIRROR` in `environment` is tried first. `pause` waits for some seconds before another attempt.
     Raises InputError if no source has a file. The message lists the sources, why each failed, and the way out."""
     if name == "digits":
         write_files(folder, zip(FILES, digits(), strict=True))
         return ["bundled with scikit-learn"]
     candidates = sources(name, environment)
-    write_files(folder, ((file, _fetch(name, index, candidates, pause)) for index, file in enumerate(FILES)))
+    write_files(folder, _contents(name, candidates, pause))
     return candidates

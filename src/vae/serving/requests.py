@@ -19,7 +19,6 @@ NEEDS = {"generate": {"n", "seed"}, "reconstruct": {"images"}, "encode": {"image
 
 class Request(BaseModel):
     """One task and its arguments.
-
     Images are 784 grey values in [0, 1], row by row. Latents have the model's dimension. Types are plain, because
     MLflow derives the signature from them. `check` has all other rules."""
 

@@ -50,12 +50,5 @@ def record_again(root: Path, experiment: Experiment) -> None:
         git("checkout", experiment.revision, "--", ".", folder=folder)
         git("reset", "--quiet", folder=folder)  # so that the changes of the experiment are uncommitted again
         execute(["dvc", "checkout", "--force"], folder)
-        execute(
-            ["dvc", "repro", "--single-item", "--force", "track"],
-            folder,
-            {
-                "DVC_ROOT": str(root),
-                "DVC_EXP_NAME": experiment.name,
-                "DVC_EXP_BASELINE_REV": experiment.baseline,
-            },
-        )
+        names = {"DVC_EXP_NAME": experiment.name, "DVC_EXP_BASELINE_REV": experiment.baseline}
+        execute(["dvc", "repro", "--single-item", "--force", "track"], folder, names | {"DVC_ROOT": str(root)})

@@ -24,7 +24,6 @@ FINAL_STEP = 0  # of test metrics and pictures, because the UI compares runs at 
 
 def record(state: State, root: Path) -> str:
     """Makes this state of the pipeline one complete MLflow run, and returns its id.
-
     If a finished run has the key of the state, it is kept, and the name of the experiment is added to it. Otherwise the
     open run of the model's training is completed. If there is none, a new run is written, with curves from the file.
     Raises InputError if the store cannot be reached or written."""

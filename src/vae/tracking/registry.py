@@ -16,6 +16,7 @@ from vae.tracking.store import CHAMPION_METRIC
 CHAMPION, SPLIT = "champion", "data.validation"
 REQUIREMENTS = ("mlflow", "numpy", "pydantic", "pyyaml", "safetensors", "torch")  # of the served model
 LIBRARY = Path(__file__).parents[1]
+NOT_SERVED = shutil.ignore_patterns("__pycache__", "evaluation", "runtime", "tracking")  # code that no answer needs
 
 
 class Servable:
@@ -37,21 +38,10 @@ class Servable:
         mlflow_model.save(str(Path(path) / "MLmodel"))
 
 
-def copy_library(folder: Path) -> Path:
-    """Copies the code that a served model needs: the files directly in src/vae, and serving/."""
-    package = folder / LIBRARY.name
-    for files in (LIBRARY, LIBRARY / "serving"):
-        target = package / files.relative_to(LIBRARY)
-        target.mkdir(parents=True)
-        for file in files.glob("*.py"):
-            shutil.copy(file, target)
-    return package
-
-
 def log_model(run_id: str, model: Path) -> str:
     """Logs the servable model with its signature, input example and pinned requirements. Returns its URI."""
     with tempfile.TemporaryDirectory() as folder:
-        library = copy_library(Path(folder))
+        library = shutil.copytree(LIBRARY, Path(folder, LIBRARY.name), ignore=NOT_SERVED)
         return Model.log(
             artifact_path=None,
             name="model",
@@ -84,20 +74,18 @@ def register(client: MlflowClient, config: Params, run_id: str, uri: str, value:
     scored = {CHAMPION_METRIC: repr(value), SPLIT: split}
     model_id = uri.rpartition("/")[2]  # an MLflow server requires model_id; a database does not
     new = present[0] if present else client.create_model_version(name, uri, run_id, scored, model_id=model_id)
-    registered = f"registered {name} version {new.version}: {CHAMPION_METRIC} {value:.2f}"
+    tags, better = client.get_model_version(name, champion).tags if champion else {}, champion is None
     if champion is None:
+        verdict = "it is the first champion"
+    elif tags.get(SPLIT, split) != split:
+        verdict = f"not compared with the champion (version {champion}): it was scored on another {SPLIT}"
+    elif CHAMPION_METRIC not in tags:
+        verdict = f"not compared with the champion (version {champion}): it was chosen by hand"
+    else:
+        best = float(tags[CHAMPION_METRIC])
+        better = value < best
+        compared = "the new champion, better than" if better else "not better than the champion,"
+        verdict = f"it is {compared} version {champion} with {best:.2f}"
+    if better:
         client.set_registered_model_alias(name, CHAMPION, new.version)
-        print(f"{registered}; it is the first champion")
-        return
-    tags = client.get_model_version(name, champion).tags
-    if tags.get(SPLIT, split) != split:
-        print(f"{registered}; not compared with the champion (version {champion}): it was scored on another {SPLIT}")
-        return
-    if CHAMPION_METRIC not in tags:
-        print(f"{registered}; not compared with the champion (version {champion}): it was chosen by hand")
-        return
-    best = float(tags[CHAMPION_METRIC])
-    if value < best:
-        client.set_registered_model_alias(name, CHAMPION, new.version)
-    verdict = "the new champion, better than" if value < best else "not better than the champion,"
-    print(f"{registered}; it is {verdict} version {champion} with {best:.2f}")
+    print(f"registered {name} version {new.version}: {CHAMPION_METRIC} {value:.2f}; {verdict}")

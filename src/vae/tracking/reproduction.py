@@ -3,6 +3,7 @@
 from vae.runtime.files import sha256
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,23 +45,22 @@ def rerun(folder: Path) -> None:
         execute(command, folder, environment)
 
 
+def _joined(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    return np.concatenate([array.ravel() for _, array in sorted(arrays.items())])
+
+
+READERS: dict[str, Callable[[Path], Any]] = {  # all numbers of a file
+    ".json": lambda path: [value for value in json.loads(path.read_text()).values() if not isinstance(value, str)],
+    ".csv": lambda path: np.genfromtxt(path, delimiter=",", skip_header=1),
+    ".png": lambda path: Image.open(path),
+    ".npz": lambda path: _joined(np.load(path)),
+    ".safetensors": lambda path: _joined(load_file(path)),
+}
+
+
 def _numbers(path: Path) -> np.ndarray:
-    """All numbers of a JSON, CSV, PNG, NPZ or safetensors file, as one vector."""
-    values: Any
-    match path.suffix:
-        case ".json":
-            values = [value for value in json.loads(path.read_text()).values() if not isinstance(value, str)]
-        case ".csv":
-            values = np.genfromtxt(path, delimiter=",", skip_header=1).ravel()
-        case ".png":
-            values = np.asarray(Image.open(path)).ravel()
-        case ".npz":
-            values = np.concatenate([array.ravel() for _, array in sorted(np.load(path).items())])
-        case ".safetensors":
-            values = np.concatenate([array.ravel() for _, array in sorted(load_file(path).items())])
-        case _:
-            return np.empty(0)
-    return np.asarray(values, dtype=np.float64)
+    """All numbers of a JSON, CSV, PNG, NPZ or safetensors file, as one vector. Empty for other files."""
+    return np.asarray(READERS.get(path.suffix, lambda _: [])(path), dtype=np.float64).ravel()
 
 
 def distance(one: Path, other: Path) -> str:

@@ -45,11 +45,10 @@ class State:
     @cached_property
     def key(self) -> str:
         """One hash of all content: the same state has the same key on every machine."""
-        digest = hashlib.sha256(self.config.model_dump_json(exclude=NOT_IN_PIPELINE | {"track"}).encode())
-        for root in (self.data, *self.outputs):
-            for path in files_below(root):
-                digest.update(f"{path.relative_to(root)} {self.hashes[path]}\n".encode())
-        return digest.hexdigest()
+        params = self.config.model_dump_json(exclude=NOT_IN_PIPELINE | {"track"})
+        files = [(path, root) for root in (self.data, *self.outputs) for path in files_below(root)]
+        lines = [f"{path.relative_to(root)} {self.hashes[path]}\n" for path, root in files]
+        return hashlib.sha256("".join([params, *lines]).encode()).hexdigest()
 
     @property
     def model_sha256(self) -> str:
@@ -59,10 +58,8 @@ class State:
     @property
     def data_sha256(self) -> str:
         """One hash of the data set's files."""
-        digest = hashlib.sha256()
-        for path in files_below(self.data):
-            digest.update(f"{path.name} {self.hashes[path]}\n".encode())
-        return digest.hexdigest()
+        lines = [f"{path.name} {self.hashes[path]}\n" for path in files_below(self.data)]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def output_hashes(self) -> dict[str, str]:
         """The SHA-256 of every file that a reproduction must make again."""

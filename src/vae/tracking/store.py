@@ -181,11 +181,7 @@ class Store(MlflowClient):
     def recorded(self, run_id: str, *paths: str) -> list[str]:
         """The text of a run's artifacts."""
         with tempfile.TemporaryDirectory() as folder:
-            return [self.download(run_id, path, Path(folder)).read_text() for path in paths]
-
-    def download(self, run_id: str, path: str, folder: Path) -> Path:
-        """Copies a run's artifacts below `path` into `folder`."""
-        return Path(self.download_artifacts(run_id, path, str(folder)))
+            return [Path(self.download_artifacts(run_id, path, folder)).read_text() for path in paths]
 
     def log_params(self, run_id: str, values: dict[str, Any]) -> None:
         """Logs parameters, in as many requests as MLflow's limit demands."""

@@ -43,7 +43,6 @@ def head() -> str:
 
 def uncommitted_changes(outputs: Iterable[Path]) -> bytes:
     """The difference between the working tree and its commit, with new files and without the folders of outputs.
-
     It is made in a temporary index, so that the user's index stays as it is. It is bytes, because files may have any
     encoding and any line ends."""
     with tempfile.TemporaryDirectory() as folder:
@@ -75,25 +74,21 @@ def worktree(root: Path, name: str, commit: str, keep: bool) -> Iterator[Path]:
     except Timeout as error:
         raise InputError(f"{folder}: another process uses this work tree; wait for it, or end it") from error
     with held:
-        yield from _worktree(root, folder, commit, keep)
-
-
-def _worktree(root: Path, folder: Path, commit: str, keep: bool) -> Iterator[Path]:
-    if folder.exists():
-        _remove(root, folder)
-    try:
-        git("cat-file", "-e", f"{commit}^{{commit}}", folder=root)
-    except InputError as error:
-        raise InputError(f"commit {commit} is not in this clone; fetch it with `git fetch --all` first") from error
-    git("worktree", "prune", folder=root)  # forgets a work tree whose folder was removed by hand
-    git("worktree", "add", "--detach", str(folder), commit, folder=root)
-    try:
-        cache = execute(["dvc", "cache", "dir"], root).decode().strip()
-        execute(["dvc", "cache", "dir", "--local", str((root / cache).resolve())], folder)
-        yield folder
-    finally:
-        if not keep:
+        if folder.exists():
             _remove(root, folder)
+        try:
+            git("cat-file", "-e", f"{commit}^{{commit}}", folder=root)
+        except InputError as error:
+            raise InputError(f"commit {commit} is not in this clone; fetch it with `git fetch --all` first") from error
+        git("worktree", "prune", folder=root)  # forgets a work tree whose folder was removed by hand
+        git("worktree", "add", "--detach", str(folder), commit, folder=root)
+        try:
+            cache = execute(["dvc", "cache", "dir"], root).decode().strip()
+            execute(["dvc", "cache", "dir", "--local", str((root / cache).resolve())], folder)
+            yield folder
+        finally:
+            if not keep:
+                _remove(root, folder)
 
 
 def _remove(root: Path, folder: Path) -> None:
