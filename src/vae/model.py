@@ -148,4 +148,4 @@ save = weights.save
 
 def load(path: Path, device: torch.device | str = "cpu") -> VAE:
     """Reads a model that `save` wrote. Raises InputError like `weights.load`."""
-    return weights.load(path, Model, VAE, "train it again with `dvc repro --force train`", device)
+    return weights.load(path, Model, VAE, "train it again with `dvc repro --force train`", str(device))

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-import torch
 from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -25,20 +24,14 @@ def save(network: nn.Module, path: Path) -> None:
     save_file(weights, path, metadata={kind: config.model_dump_json()})  # one key, because two have no fixed order
 
 
-def load(
-    path: Path,
-    schema: type[Config],
-    build: Callable[[Config], Network],
-    remedy: str,
-    device: torch.device | str = "cpu",
-) -> Network:
+def load(path: Path, schema: type[Config], build: Callable[[Config], Network], remedy: str, device: str) -> Network:
     """Reads a network that `save` wrote with a configuration of this schema. No code in the file is executed.
     Raises InputError if the file is missing, damaged, or of another kind. The message ends with `remedy`."""
     kind = schema.__name__.lower()
     if not path.is_file():
         raise InputError(f"{path}: no such {kind}; {remedy}")
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
+        with safe_open(path, framework="pt", device=device) as file:
             config = schema.model_validate_json((file.metadata() or {})[kind])
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         network = build(config).to(device)

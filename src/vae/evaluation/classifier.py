@@ -102,6 +102,5 @@ save = weights.save
 
 def load(path: Path) -> Network:
     """Reads a classifier that `save` wrote. Raises InputError like `weights.load`."""
-    return weights.load(
-        path, Classifier, Network, "train it again with `dvc repro --force quality/dvc.yaml:classifier`"
-    )
+    remedy = "train it again with `dvc repro --force quality/dvc.yaml:classifier`"
+    return weights.load(path, Classifier, Network, remedy, "cpu")

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import requests
 import urllib3
 from tqdm import tqdm
@@ -56,6 +57,7 @@ GZIP_MD5 = {
     ),
 }
 
+Pause = Callable[[float], None]  # waits for that many seconds
 # The errors of a source. Any other error is a bug of this program.
 SourceFailure = (requests.RequestException, urllib3.exceptions.HTTPError, OSError, EOFError, ValueError, zlib.error)
 
@@ -103,7 +105,7 @@ def _transient(error: BaseException) -> bool:
     return isinstance(error, (requests.Timeout, urllib3.exceptions.HTTPError, EOFError))
 
 
-def _try(name: str, index: int, candidates: list[str], pause: Callable[[float], None]) -> tuple[bytes, list[str]]:
+def _try(name: str, index: int, candidates: list[str], pause: Pause) -> tuple[bytes, list[str]]:
     """One verified file from the first source that has it, and the reasons why the sources before it failed."""
     failures: list[str] = []
     for source in candidates:
@@ -119,7 +121,7 @@ def _try(name: str, index: int, candidates: list[str], pause: Callable[[float], 
     return b"", failures
 
 
-def _contents(name: str, candidates: list[str], pause: Callable[[float], None]) -> Iterator[tuple[str, bytes]]:
+def _contents(name: str, candidates: list[str], pause: Pause) -> Iterator[tuple[str, bytes]]:
     """The verified files of a data set, by name. Raises InputError if no source has one of them."""
     for index, file in enumerate(FILES):
         content, failures = _try(name, index, candidates, pause)
@@ -173,35 +175,36 @@ def write_files(folder: Path, contents: Iterable[tuple[str, bytes]]) -> None:
             os.replace(path, folder / path.name)
 
 
-def digits() -> tuple[bytes, ...]:
-    """scikit-learn's 1797 handwritten digits of 8x8, scaled to 28x28, as the contents of the four IDX files.
-    The last 360 are the test split. No network is needed."""
-    import numpy as np  # imported here, because the other data sets need none of the three
-    from PIL import Image
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    grey = np.rint(bunch.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8)
-    images = np.stack(
-        [np.asarray(Image.fromarray(image).resize((idx.SIDE, idx.SIDE), Image.Resampling.BICUBIC)) for image in grey]
-    )
+def idx_files(images: np.ndarray, labels: np.ndarray, test: int) -> tuple[bytes, ...]:
+    """The contents of the four IDX files. The last `test` images are the test split. (N, 28, 28), (N,) -> 4 files."""
     contents = []
-    for part in (slice(None, -360), slice(-360, None)):
-        count = len(images[part])
-        contents.append(idx.header("images", count) + images[part].tobytes())
-        contents.append(idx.header("labels", count) + bunch.target[part].astype(np.uint8).tobytes())
+    for part in (slice(None, -test), slice(-test, None)):
+        for kind, array in (("images", images[part]), ("labels", labels[part])):
+            contents.append(idx.header(kind, len(array)) + array.astype(np.uint8).tobytes())
     return tuple(contents)
 
 
-def download(
-    name: str, folder: Path, environment: dict[str, str], pause: Callable[[float], None] = time.sleep
-) -> list[str]:
+def digits() -> tuple[bytes, ...]:
+    """scikit-learn's 1797 handwritten digits of 8x8, scaled to 28x28. The last 360 are the test split."""
+    from PIL import Image  # imported here, because the other data sets need neither
+    from sklearn.datasets import load_digits
+
+    bunch, size = load_digits(), (idx.SIDE, idx.SIDE)
+    grey = np.rint(bunch.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8)
+    images = [np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) for image in grey]
+    return idx_files(np.stack(images), bunch.target, test=360)
+
+
+BUNDLED = {"digits": digits}  # data sets that need no network
+
+
+def download(name: str, folder: Path, environment: dict[str, str], pause: Pause = time.sleep) -> list[str]:
     """Puts the four IDX files of a data set into `folder`, decompressed and verified; returns the sources to try.
     `MNIST_MIRROR` in `environment` is tried first. `pause` waits for some seconds before another attempt.
     Raises InputError if no source has a file. The message lists the sources, why each failed, and the way out."""
-    if name == "digits":
-        write_files(folder, zip(FILES, digits(), strict=True))
-        return ["bundled with scikit-learn"]
+    if name in BUNDLED:
+        write_files(folder, zip(FILES, BUNDLED[name](), strict=True))
+        return ["an installed package"]
     candidates = sources(name, environment)
     write_files(folder, _contents(name, candidates, pause))
     return candidates
