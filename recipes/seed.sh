@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The recipe of the tutorial that this project grew from: an MLP of 784-512-256-20, grey values, Adam at a constant 1e-3.
+# The tutorial that this project grew from: an MLP of 784-512-256-20 on grey values, with Adam at a constant 1e-3.
 source "$(dirname "$0")/start.sh"
 dvc exp run --name seed "$@" \
   -S data.binarization=none \

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Ten minutes of training on two cores: the committed params.yaml with twice the channels, twice the depth at a lower rate
-# of Muon, more latents and more epochs.
+# Ten minutes of training on two cores: twice the channels, twice the depth with a lower rate of Muon, more latents and
+# more epochs.
 source "$(dirname "$0")/start.sh"
 dvc exp run --name ten-minutes "$@" \
   -S 'model.channels=[32,64]' -S model.blocks=2 -S model.latent_dim=40 \

@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
-# Two hours of training on two cores: the channels of ten-minutes, twice its depth, many epochs of images moved a
-# little, and fewer images kept from training; at last five on 32 samples each. Networks this deep want a lower rate
-# of Muon.
-# Killed, it goes on where it was when it is started again, after `git restore params.yaml`.
+# Two hours of training on two cores: the channels of ten-minutes, twice its depth, many epochs of augmented images, and
+# fewer validation images. The last five epochs have 32 samples for each image. Networks this deep need a lower rate of
+# Muon. If it is killed, run `git restore params.yaml` and start it again: it resumes after its last epoch.
 source "$(dirname "$0")/start.sh"
 dvc exp run --name two-hours "$@" \
   -S data.validation=1000 \
