@@ -1,5 +1,7 @@
 """Fixtures: the repository's own params.yaml with small models, a bundled data set, and float64."""
 
+from vae.runtime import mirrors
+
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,7 +10,7 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal, Normal
 
-from vae import data, mirrors, objective, params
+from vae import data, objective, params
 from vae.model import VAE
 from vae.prior import StandardNormal
 

@@ -1,4 +1,4 @@
-"""The benchmark's contenders are the same network, and the README shows what was measured."""
+"""The benchmark's contenders have the same network, and docs/speed.md shows the measured figures."""
 
 import json
 from itertools import pairwise
@@ -9,7 +9,7 @@ import yaml
 
 from bench import __main__ as bench
 from bench import contender, growth, origin, processes, tables
-from vae import leaderboard, metrics
+from vae.evaluation import metrics, readme
 from vae.model import VAE
 from vae.params import load
 
@@ -46,7 +46,7 @@ def test_both_scores_on_grey_values_agree(config):
 def test_contenders_answer(config, tmp_path):
     """The floor of an evaluation, as a process that takes its turns."""
     path = processes.variant(tmp_path / "params.yaml", **bench.SAME_NETWORK)
-    seconds = processes.alternate({"evaluation_floor": (path, processes.environment())}, tmp_path, rounds=1)
+    seconds = processes.alternate(["evaluation_floor"], path, tmp_path, rounds=1)
     assert 0 < seconds["evaluation_floor"] < 60
 
 
@@ -75,10 +75,10 @@ def test_growth_measures_a_row(tmp_path, monkeypatch):
         assert row["peak_mib"] > 50
 
 
-def test_readme_shows_what_was_measured(root):
+def test_the_page_of_speed_shows_the_measured_figures(root):
     figures = json.loads((root / "metrics/bench.json").read_text())
-    readme = (root / "README.md").read_text()
-    assert leaderboard.insert(readme, tables.table(figures), "bench") == readme
+    page = (root / "docs/speed.md").read_text()
+    assert readme.insert(page, tables.table(figures), "bench") == page
 
 
 def test_figures_follow_from_each_other(root):

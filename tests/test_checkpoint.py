@@ -1,5 +1,7 @@
 """Checkpoints: written whole, held by one process, and never a reason to fail."""
 
+from vae.runtime import checkpoint
+
 import importlib.util
 import os
 import signal
@@ -8,8 +10,6 @@ import sys
 
 import pytest
 import torch
-
-from vae import checkpoint
 
 KEY = "key"
 STATE = {"fit": {"weight": torch.arange(5.0), "epoch": 3, "nested": {"step": torch.tensor(7)}}, "records": [(1, 2.5)]}

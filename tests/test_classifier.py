@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vae import classifier, data
+from vae import data
 from vae.errors import InputError
+from vae.evaluation import classifier
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """How a script ends: one clear line and an exit code, and every `finally` gets its turn."""
 
+from vae.runtime import command
+
 import os
 import signal
 import subprocess
@@ -7,8 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from vae import command
 
 
 def heed_interrupts() -> None:

@@ -1,5 +1,7 @@
 """Turns on the cores: never more threads than cores, nobody left out, nothing held by the dead."""
 
+from vae.runtime import checkpoint, cores
+
 import os
 import signal
 import subprocess
@@ -9,8 +11,6 @@ import time
 
 import pytest
 from filelock import FileLock, Timeout
-
-from vae import checkpoint, cores
 
 WAIT_SECONDS = 20
 

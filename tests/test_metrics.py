@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch.distributions import Normal, kl_divergence
 
 from pipeline import evaluate as script
-from vae import data, metrics, model, objective
+from vae import data, model, objective
 from vae.errors import InputError
+from vae.evaluation import metrics
+from vae.params import Evaluate
 
 MEANS = [
     "neg_elbo_nats",
@@ -23,6 +25,10 @@ MEANS = [
     "effective_sample_size",
 ]
 OTHERS = ["importance_samples", "active_units", "bits_per_dim", "test_images", "binarization_sha256"]
+
+
+def settings(samples: int, grey_samples: int, seed: int) -> Evaluate:
+    return Evaluate(seed=seed, importance_samples=samples, grey_samples=grey_samples, precision="fp32")
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -60,7 +66,7 @@ def test_importance_weighted_bound_against_quadrature(plane, log_likelihood, bin
     model, samples = plane(prior), 6000
     expected = -log_likelihood(model, binary)
     nll = metrics.bounds(model, binary, samples, generator()).nll
-    rate, distortion = objective.log_weights(model, binary, model.encode(binary), 1000, generator(1))
+    _, rate, distortion = objective.log_weights(model, binary, model.encode(binary), 1000, generator(1))
     w = torch.softmax(-(rate + distortion), dim=1) * 1000  # relative to their mean
     stderr = w.std(dim=1) / math.sqrt(samples)
     assert (stderr < 0.1).all()
@@ -102,7 +108,7 @@ def test_bound_with_another_posterior(linear_gaussian, float64, shift, stretch):
     """Each image's bound is within 5 standard errors of -log p(x); the standard error is that of the log of a mean."""
     model, samples = linear_gaussian(shift, stretch), 40000
     nll = metrics.bounds(model, model.x, samples, generator()).nll
-    rate, distortion = objective.log_weights(model, model.x, model.encode(model.x), samples, generator(1))
+    _, rate, distortion = objective.log_weights(model, model.x, model.encode(model.x), samples, generator(1))
     w = torch.exp(-(rate + distortion) - model.log_p_x[:, None])  # of mean 1
     stderr = w.std(dim=1) / math.sqrt(samples)
     assert (stderr < 0.02).all()
@@ -140,7 +146,7 @@ def test_effective_sample_size_against_its_expectation(linear_gaussian, float64)
 
 def test_weights_of_any_size():
     """Log-weights far beyond the range of exp, in chunks: the logarithm of the mean, and the samples that count."""
-    weights = metrics.Weights(2, torch.device("cpu"))
+    weights = metrics.ImportanceWeights(2, torch.device("cpu"))
     weights.add(torch.tensor([[-2000.0, -2000.0], [900.0, -900.0]], dtype=torch.float64))
     weights.add(torch.tensor([[-2000.0], [900.0]], dtype=torch.float64))
     expected = torch.tensor([-2000.0, 900 + math.log(2 / 3)], dtype=torch.float64)
@@ -154,7 +160,7 @@ def test_bounds_are_their_definitions(plane, binary, float64):
     """Means of rate and distortion, the log of the mean weight, and Kong's sample size, from the same samples."""
     model = plane("mixture")
     found = metrics.bounds(model, binary, 7, generator(3))
-    rate, distortion = objective.log_weights(model, binary, model.encode(binary), 7, generator(3))
+    _, rate, distortion = objective.log_weights(model, binary, model.encode(binary), 7, generator(3))
     torch.testing.assert_close(tuple(found), definitions(rate, distortion), rtol=1e-10, atol=1e-10)
 
 
@@ -180,13 +186,14 @@ def test_chunks_of_samples(monkeypatch, plane, binary, chunk):
     def stored(_model, _x, _posterior, samples, _generator):
         part = slice(sum(used), sum(used) + samples)
         used.append(samples)
-        return rate[:, part], distortion[:, part]
+        return None, rate[:, part], distortion[:, part]
 
     monkeypatch.setattr(metrics.objective, "log_weights", stored)
     monkeypatch.setattr(metrics, "CHUNK", chunk)
     found = metrics.bounds(plane("standard-normal"), binary, 25, generator())
     assert sum(used) == 25
     assert max(used) * len(binary) <= max(chunk, len(binary))
+    assert len(set(used[:-1])) <= 1  # parts of one size, and a remainder
     torch.testing.assert_close(tuple(found), definitions(rate, distortion), rtol=1e-11, atol=1e-11)
 
 
@@ -225,13 +232,6 @@ def test_chunks_give_the_same_means(monkeypatch, vae, grey, chunk, perturb):
         assert 0 < difference.mean().abs() < 5 * difference.std() / math.sqrt(len(grey))
 
 
-def test_chunk_sizes():
-    """Parts of a size and a rest, that add up."""
-    assert metrics.chunks(10, 4) == [4, 4, 2]
-    assert metrics.chunks(8, 4) == [4, 4]
-    assert metrics.chunks(3, 4) == [3]
-
-
 @torch.no_grad()
 def test_posterior_in_chunks(monkeypatch, plane, binary, float64):
     """All images' mu and logvar, whatever the chunk."""
@@ -244,11 +244,12 @@ def test_posterior_in_chunks(monkeypatch, plane, binary, float64):
 
 def test_mean_and_its_standard_error():
     """The deviation with N - 1, over the root of N, summed in float64."""
-    result = metrics.mean(torch.tensor([1.0, 2.0, 3.0, 6.0]))
-    assert result.value == pytest.approx(3, rel=1e-15)
-    assert result.stderr == pytest.approx(math.sqrt(14 / 3 / 4), rel=1e-15)
-    large = metrics.mean(torch.tensor([2.0**24, 1.0, 1.0, 1.0], dtype=torch.float32))
-    assert large.value == (2**24 + 3) / 4
+    large = torch.tensor([2.0**24, 1.0, 1.0, 1.0], dtype=torch.float32)
+    result = metrics.means({"small": torch.tensor([1.0, 2.0, 3.0, 6.0]), "large": large})
+    assert list(result) == ["small", "large", "small_stderr", "large_stderr"]
+    assert result["small"] == pytest.approx(3, rel=1e-15)
+    assert result["small_stderr"] == pytest.approx(math.sqrt(14 / 3 / 4), rel=1e-15)
+    assert result["large"] == (2**24 + 3) / 4
 
 
 def test_active_units():
@@ -277,7 +278,7 @@ def test_a_latent_that_ignores_the_image_carries_nothing():
 @pytest.mark.parametrize("prior", ["standard-normal", "mixture", "flow"])
 def test_evaluation_is_the_contract(vae, grey, perturb, prior):
     """The keys of metrics/evaluation.json, and the relations that hold between its numbers."""
-    result = metrics.evaluate(perturb(vae(prior=prior)), grey, grey, 20, 10, 0)
+    result = metrics.evaluate(perturb(vae(prior=prior)), grey, grey, settings(20, 10, 0))
     assert set(result) == {*MEANS, *(f"{name}_stderr" for name in MEANS), *OTHERS}
     assert all(math.isfinite(value) for value in result.values() if not isinstance(value, str))
     assert result["neg_elbo_nats"] == pytest.approx(result["rate_nats"] + result["distortion_nats"], rel=1e-12)
@@ -296,7 +297,7 @@ def test_evaluation_of_a_known_model(vae, grey):
         for layer in (model.encode.layers[-1], model.decode.layers[-1]):
             layer.weight.zero_()
             layer.bias.zero_()
-    result = metrics.evaluate(model, grey, grey, 5, 5, 0)
+    result = metrics.evaluate(model, grey, grey, settings(5, 5, 0))
     for name in ("neg_elbo_nats", "nll_iw_nats", "distortion_nats", "neg_elbo_grey_nats"):
         assert result[name] == pytest.approx(784 * math.log(2), rel=1e-6)
         assert result[f"{name}_stderr"] < 1e-3
@@ -309,10 +310,10 @@ def test_evaluation_of_a_known_model(vae, grey):
 def test_evaluation_is_of_its_seed_alone(vae, grey, perturb):
     """The same seed gives the same numbers bit for bit, whatever was drawn before; another seed others."""
     model = perturb(vae(prior="mixture"))
-    first = metrics.evaluate(model, grey, grey, 5, 3, 0)
+    first = metrics.evaluate(model, grey, grey, settings(5, 3, 0))
     torch.manual_seed(99)
-    assert metrics.evaluate(model, grey, grey, 5, 3, 0) == first
-    other = metrics.evaluate(model, grey, grey, 5, 3, 1)
+    assert metrics.evaluate(model, grey, grey, settings(5, 3, 0)) == first
+    other = metrics.evaluate(model, grey, grey, settings(5, 3, 1))
     assert other["nll_iw_nats"] != first["nll_iw_nats"]
     assert other["binarization_sha256"] != first["binarization_sha256"]
 
@@ -322,7 +323,7 @@ def test_every_model_is_scored_on_the_same_bits(vae, grey):
     hashes = set()
     for seed, (prior, latent_dim, samples) in enumerate([("standard-normal", 3, 2), ("mixture", 2, 5), ("flow", 4, 1)]):
         model = vae(seed, prior=prior, latent_dim=latent_dim)
-        hashes.add(metrics.evaluate(model, grey, grey, samples, samples, 4)["binarization_sha256"])
+        hashes.add(metrics.evaluate(model, grey, grey, settings(samples, samples, 4))["binarization_sha256"])
     x = data.binarize(grey, generator(4))
     assert hashes == {hashlib.sha256(x.bool().numpy().tobytes()).hexdigest()}
 
@@ -336,7 +337,7 @@ def test_samples_of_each_score(vae, grey, monkeypatch):
         return over_images(model, images, samples, *rest)
 
     monkeypatch.setattr(metrics, "over_images", watched)
-    metrics.evaluate(vae(), grey, grey[:30], 7, 3, 0)
+    metrics.evaluate(vae(), grey, grey[:30], settings(7, 3, 0))
     assert taken == [(40, 7), (40, 3), (30, 1)]
 
 
@@ -350,14 +351,14 @@ def test_the_script_scores_in_the_precision_of_its_own_section(small, vae, digit
     monkeypatch.setattr(script.device, "autocast", stop)
     model.save(vae(), tmp_path / "vae.safetensors")
     with pytest.raises(InputError, match="fp32"):
-        script.main(tmp_path, digits_folder, tmp_path / "vae.safetensors", tmp_path, tmp_path)
+        script.main(tmp_path, digits_folder, tmp_path / "vae.safetensors", result=tmp_path, pictures=tmp_path)
 
 
 def test_score_against_grey_values(vae, grey, perturb):
     """Cross-entropy against grey values plus KL, here by torch alone, within 5 standard errors for each image."""
     model, count = perturb(vae()), 400
     x = data.unit(grey)
-    result = metrics.evaluate(model, grey, grey, 1, count, 0)
+    result = metrics.evaluate(model, grey, grey, settings(1, count, 0))
     with torch.no_grad():
         mu, logvar = model.encode(x)
         q = Normal(mu, (0.5 * logvar).exp())

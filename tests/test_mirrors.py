@@ -1,5 +1,7 @@
 """Data from mirrors: a real server on the loopback, in each way in which one can fail."""
 
+from vae.runtime import mirrors
+
 import contextlib
 import gzip
 import hashlib
@@ -15,7 +17,6 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from vae import mirrors
 from vae.errors import InputError
 
 CONTENTS = tuple(struct.pack(">i", index) + bytes(range(index, 200)) * 200 for index in range(4))

@@ -163,7 +163,7 @@ def test_closed_form_agrees_with_monte_carlo(vae, binary, perturb):
     """The mean of log q(z|x) - log p(z) over samples is the closed form, within 5 standard errors for each image."""
     model, count = perturb(vae()), 3000
     closed = model.prior.kl(*model.encode(binary))
-    sampled, distortion = objective.log_weights(model, binary, model.encode(binary), count, generator())
+    _, sampled, distortion = objective.log_weights(model, binary, model.encode(binary), count, generator())
     assert (sampled.std(dim=1) > 0.1).all()
     assert ((sampled.mean(dim=1) - closed).abs() < 5 * sampled.std(dim=1) / math.sqrt(count)).all()
     one = torch.stack([objective.elbo_terms(model, binary, generator(seed))[1] for seed in range(200)])
@@ -177,7 +177,7 @@ def test_closed_form_agrees_with_monte_carlo(vae, binary, perturb):
 def test_log_weights_are_their_definition(vae, binary, perturb, prior, architecture):
     """log w = log p(x|z) + log p(z) - log q(z|x), sample by sample."""
     model = perturb(vae(prior=prior, architecture=architecture))
-    rate, distortion = objective.log_weights(model, binary, model.encode(binary), 4, generator(2))
+    _, rate, distortion = objective.log_weights(model, binary, model.encode(binary), 4, generator(2))
     assert rate.shape == distortion.shape == (5, 4)
     mu, logvar = (part[:, None] for part in model.encode(binary))
     z = mu + (0.5 * logvar).exp() * torch.randn(5, 4, 3, generator=generator(2))
@@ -195,7 +195,7 @@ def test_a_decoder_of_zero_logits(vae, binary, samples):
     for layer in (model.encode.layers[-1], model.decode.layers[-1]):
         layer.weight.zero_()
         layer.bias.zero_()
-    rate, distortion = objective.log_weights(model, binary, model.encode(binary), samples, generator())
+    _, rate, distortion = objective.log_weights(model, binary, model.encode(binary), samples, generator())
     torch.testing.assert_close(-(rate + distortion), torch.full((5, samples), -784 * math.log(2)), rtol=1e-13, atol=0)
     rate, distortion = objective.elbo_terms(model, binary, generator())
     assert rate.tolist() == [0] * 5
@@ -235,7 +235,7 @@ def test_prior_rate(vae, binary, perturb, prior):
     """It is the mean rate of the same samples, and its gradient in the prior is theirs; the networks get none."""
     model = perturb(vae(prior=prior))
     ours = objective.prior_rate(model, binary, 7, generator(3))
-    theirs = objective.log_weights(model, binary, model.encode(binary), 7, generator(3))[0].mean(dim=1)
+    theirs = objective.log_weights(model, binary, model.encode(binary), 7, generator(3))[1].mean(dim=1)
     torch.testing.assert_close(ours, theirs)
     parameters = list(model.prior.parameters())
     expected = torch.autograd.grad(theirs.sum(), parameters)
@@ -245,9 +245,12 @@ def test_prior_rate(vae, binary, perturb, prior):
 
 
 def importance_weighted_bound(model, x, samples: int, seed: int) -> torch.Tensor:
-    """-log (1/K) sum_k w_k by its definition, summed over the images."""
-    rate, distortion = objective.log_weights(model, x, model.encode(x), samples, generator(seed))
-    return (math.log(samples) - torch.logsumexp(-(rate + distortion), dim=1)).sum()
+    """-log (1/K) sum_k w_k by its definition, summed over the images, with its whole gradient."""
+    mu, logvar = (part[:, None].expand(-1, samples, -1) for part in model.encode(x))  # (B, K, D)
+    z = objective.sample_posterior(mu, logvar, generator(seed))
+    log_w = objective.bernoulli_log_prob(x[:, None], model.decode(z)) + model.prior.log_prob(z)
+    log_w = log_w - objective.gaussian_log_prob(z, mu, logvar)
+    return (math.log(samples) - torch.logsumexp(log_w, dim=1)).sum()
 
 
 @pytest.mark.parametrize("prior", ["standard-normal", "mixture"])
@@ -262,7 +265,7 @@ def test_importance_weighted_loss_trains_decoder_and_prior_on_the_bound(vae, pri
     for name, parameter in model.named_parameters():
         if not name.startswith("encode"):
             torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-9, atol=1e-12)
-    terms = objective.log_weights(model, x, model.encode(x), 5, generator(3))
+    _, *terms = objective.log_weights(model, x, model.encode(x), 5, generator(3))
     torch.testing.assert_close(torch.stack([rate, distortion]), torch.stack(terms).mean(dim=-1))
 
 
@@ -270,7 +273,7 @@ def test_importance_weighted_loss_weighs_the_rate(vae, binary, perturb):
     """sum_k v_k (beta rate_k + distortion_k), where v_k is the softmax of minus what it weighs."""
     model = perturb(vae(prior="mixture"))
     loss, _, _ = objective.importance_weighted_loss(model, binary, 5, 0.3, generator(3))
-    rate, distortion = objective.log_weights(model, binary, model.encode(binary), 5, generator(3))
+    _, rate, distortion = objective.log_weights(model, binary, model.encode(binary), 5, generator(3))
     terms = 0.3 * rate + distortion
     torch.testing.assert_close(loss, (torch.softmax(-terms, dim=1) * terms).sum(dim=1), rtol=1e-12, atol=0)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vae import plots
+from vae.evaluation import plots
 
 
 @pytest.fixture

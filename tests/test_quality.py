@@ -1,5 +1,6 @@
-"""The quality of samples: against closed forms, and on points whose neighbours are known."""
+"""The quality of samples: its figures, its errors and its picture."""
 
+import json
 import math
 
 import numpy as np
@@ -8,178 +9,84 @@ import torch
 from PIL import Image
 
 from pipeline import quality as script
-from vae import classifier, plots, quality
+from vae import model
 from vae.errors import InputError
+from vae.evaluation import classifier, plots, quality
 
 
-def points(count: int, width: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def line(*places: float) -> torch.Tensor:
-    """Points on a line, (N, 1)."""
-    return torch.tensor(places, dtype=torch.float64)[:, None]
-
-
-def standardized(count: int, width: int) -> torch.Tensor:
-    """Points whose mean is zero and whose covariance is the identity, to rounding."""
-    x = points(count, width)
-    x = x - x.mean(dim=0)
-    return x @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(x.T))).T
-
-
-def test_frechet_distance_of_gaussians_on_common_axes():
-    """|m1 - m2|^2 + sum (s1 - s2)^2, where both covariances are diagonal."""
-    x = standardized(500, 4)
-    scales, others = torch.tensor([1.0, 2, 0, 0.5]).double(), torch.tensor([3.0, 2, 1, 0]).double()
-    mean, other_mean = torch.tensor([1.0, 0, -2, 5]).double(), torch.tensor([0.0, 0, 1, 5]).double()
-    expected = (mean - other_mean).square().sum() + (scales - others).square().sum()
-    found = quality.frechet_distance(x * scales + mean, standardized(700, 4) * others + other_mean)
-    assert found == pytest.approx(expected.item(), rel=1e-12)
-
-
-def test_frechet_distance_of_gaussians_on_any_axes():
-    """tr (C1 C2)^(1/2) is the sum of the roots of the eigenvalues of C1 C2, from a general solver."""
-    one, other = points(300, 5) @ points(5, 5, 1), points(400, 5, 2) @ points(5, 5, 3) + 1
-    covariances = torch.cov(one.T), torch.cov(other.T)
-    cross = torch.linalg.eigvals(covariances[0] @ covariances[1]).real.sqrt().sum()
-    expected = (one.mean(dim=0) - other.mean(dim=0)).square().sum() + sum(c.trace() for c in covariances) - 2 * cross
-    assert quality.frechet_distance(one, other) == pytest.approx(expected.item(), rel=1e-10)
-    assert quality.frechet_distance(other, one) == pytest.approx(expected.item(), rel=1e-10)
-
-
-@pytest.mark.parametrize("rank", [6, 2])
-def test_frechet_distance_of_equal_sets_is_zero(rank):
-    """Also where most features never vary, in another order, and moved far away."""
-    x = points(200, rank) @ points(rank, 6, 1) + 100
-    order = torch.randperm(200, generator=torch.Generator().manual_seed(2))
-    assert quality.frechet_distance(x, x[order]) == pytest.approx(0, abs=1e-10)
-
-
-def test_frechet_distance_does_not_depend_on_axes():
-    one, other = points(300, 4), points(300, 4, 1) * 2
-    turn = torch.linalg.qr(points(4, 4, 2))[0]
-    expected = quality.frechet_distance(one, other)
-    assert quality.frechet_distance(one @ turn, other @ turn) == pytest.approx(expected, rel=1e-12)
-
-
-def test_one_feature():
-    assert quality.frechet_distance(line(-1, 1), line(2, 6)) == pytest.approx(4**2 + 2 * (2 - 1) ** 2)
-
-
-def test_the_square_root_squares_to_the_matrix():
-    x = points(3, 5)  # rank 3
-    covariance = x.T @ x
-    root = quality.square_root(covariance)
-    torch.testing.assert_close(root @ root, covariance, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(root, root.T)
-
-
-def test_squared_distances():
-    x, y = points(7, 3), points(5, 3, 1)
-    torch.testing.assert_close(quality.squared_distances(x, y), torch.cdist(x, y).square())
-    assert (quality.squared_distances(x, x) >= 0).all()
-
-
-def test_radii_reach_the_kth_other_point():
-    x = line(0, 1, 3, 7, 7)
-    assert quality.squared_radii(x, 1).tolist() == [1, 1, 4, 0, 0]
-    assert quality.squared_radii(x, 2).tolist() == [9, 4, 9, 16, 16]
-
-
-def test_precision_and_recall_of_known_sets():
-    """Data at 0, 1, 2 and 100, 101, 102; with k = 1 each ball has radius 1."""
-    data = line(0, 1, 2, 100, 101, 102)
-    near = line(0.5, 1.5, 1.6, -0.9)  # one of two modes, all within the balls
-    assert quality.coverage(near, data, 1) == 1
-    assert quality.coverage(data, near, 1) == pytest.approx(2 / 6)  # 0 and 1: the ball around 1.6 ends before 2
-    far = line(0, 3.5, 50, 101)
-    assert quality.coverage(far, data, 1) == 0.5
-    found = quality.compare(near, data, 1)
-    assert (found["precision"], found["recall"]) == (1, 2 / 6)
-    assert found["frechet"] == quality.frechet_distance(near, data)
-
-
-def test_equal_sets_cover_each_other_and_distant_ones_do_not():
-    x = points(60, 4)
-    assert quality.coverage(x, x, 3) == 1
-    assert quality.coverage(x + 100, x, 3) == 0
-
-
-@pytest.mark.parametrize("chunk", [1, 7, 50, 60, 1000])
-def test_chunks_are_the_whole(monkeypatch, chunk):
-    """On integers, whose distances are exact, and with two sizes that no chunk divides."""
-    one, other = (points(53, 3) * 4).round(), (points(61, 3, 1) * 4).round()
-    whole = quality.squared_radii(one, 3), quality.coverage(one, other, 3), quality.coverage(other, one, 3)
-    assert 0 < whole[1] < 1
-    monkeypatch.setattr(quality, "CHUNK", chunk)
-    assert torch.equal(quality.squared_radii(one, 3), whole[0])
-    assert (quality.coverage(one, other, 3), quality.coverage(other, one, 3)) == whole[1:]
-
-
-def test_class_shares_and_their_entropy():
-    """All classes alike: log C; one class alone: zero; and a class that never comes counts nothing."""
-    probabilities = torch.eye(4, dtype=torch.float64)[[0, 0, 1, 1, 2, 2, 0, 1]] * 0.9 + 0.02
-    shares = quality.class_shares(probabilities)
-    assert shares.tolist() == [3 / 8, 3 / 8, 2 / 8, 0]
-    assert quality.entropy(shares) == pytest.approx(-2 * 3 / 8 * math.log(3 / 8) - 2 / 8 * math.log(2 / 8))
-    assert quality.entropy(torch.full((10,), 0.1, dtype=torch.float64)) == pytest.approx(math.log(10))
-    assert quality.entropy(torch.eye(10, dtype=torch.float64)[3]) == 0
-
-
-def test_nearest_finds_the_image_and_the_distance():
-    """Against all distances one by one; a copy is at exactly zero, a dim copy at its distance."""
-    train = torch.rand(40, 784, generator=torch.Generator().manual_seed(0))
-    images = torch.rand(250, 784, generator=torch.Generator().manual_seed(1))
-    images[0], images[1] = train[17], train[5] * 0.9
-    index, distance = quality.nearest(images, train)
-    expected = torch.stack([(image - train).double().norm(dim=1) for image in images])  # (N, M)
-    torch.testing.assert_close(distance, expected.min(dim=1).values)
-    assert torch.equal(index, expected.argmin(dim=1))
-    assert index[:2].tolist() == [17, 5]
-    assert distance[0] == 0
+def grey(count: int, seed: int = 0) -> torch.Tensor:
+    """Random images. (count, 784) uint8."""
+    return torch.randint(0, 256, (count, 784), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
 
 
 @pytest.mark.parametrize(("samples", "images"), [(3, 100), (100, 3)])
-def test_samples_without_neighbours_are_an_error(small, vae, tmp_path, samples, images):
-    """Else the nearest that there are would be infinitely far, and cover everything."""
+def test_too_few_samples_for_the_neighbours_are_an_error(small, vae, samples, images):
+    """Otherwise the last neighbour would be infinitely far away, and its ball would cover everything."""
     config = small(quality={"samples": samples, "neighbours": 3}).quality
-    grey = torch.zeros(images, 784, dtype=torch.uint8)
-    with pytest.raises(InputError, match=r"quality\.samples: among 3 none has 3 neighbours"):
-        script.measure(None, vae(), grey, grey, config, tmp_path / "nearest.png")
+    with pytest.raises(InputError, match=r"quality\.samples: 3 samples are too few for 3 neighbours"):
+        quality.measure(None, vae(), grey(images), grey(images), config)
+
+
+def test_nearest_training_images_of_training_images_are_themselves(vae):
+    """The ratio is then zero, and reconstructions of other images are farther away."""
+    train = grey(60)
+    samples = (train.flip(0) / 255)[:40]
+    ratios, nearest = quality.neighbours(vae(), samples, 255 - train, train / 255)
+    assert ratios["nearest_train_ratio"] == 0
+    assert ratios["nearest_train_ratio_reconstructions"] > 0
+    assert torch.equal(nearest, samples)
 
 
 @pytest.mark.parametrize(("searched", "shown"), [(5, 5), (40, script.EXAMPLES)])
-def test_the_picture_has_each_sample_over_its_nearest(vae, tmp_path, searched, shown):
-    """Samples that are training images themselves: the lower row is the upper one, however few are searched."""
-    train = (torch.rand(60, 784, generator=torch.Generator().manual_seed(0)) * 255).to(torch.uint8)
-    means = (train.flip(0) / 255).float()[:searched]
-    found = script.neighbours(vae(), means, 255 - train, train, tmp_path / "nearest.png")
-    assert found["nearest_train_ratio"] == 0
-    assert found["nearest_train_ratio_reconstructions"] > 0
-    picture = np.asarray(Image.open(tmp_path / "nearest.png"))
-    expected = plots.grid(np.concatenate([means[:shown].numpy()] * 2), shown)
-    assert np.array_equal(picture, np.asarray(expected))
+def test_the_picture_has_each_sample_above_its_nearest(
+    small, vae, digits_folder, tmp_path, monkeypatch, searched, shown
+):
+    """Each sample is above its nearest training image. The file has the figures, and the hashes of both models."""
+    config = small(train={"threads": 1})
+    samples, nearest = grey(searched) / 255, grey(searched, seed=1) / 255
+    figures = dict.fromkeys(
+        ("frechet_binary", "frechet_binary_stderr", "frechet_binary_train", "precision_binary", "recall_binary"), 0.5
+    )
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))  # its cores are locked there
+    monkeypatch.setattr(script, "load", lambda _: config)
+    monkeypatch.setattr(script.quality, "measure", lambda *_: quality.Measured(figures, samples, nearest))
+    files = {name: tmp_path / name for name in ("model", "network", "result", "picture.png")}
+    model.save(vae(), files["model"])
+    classifier.save(classifier.Network(config.classifier), files["network"])
+    script.main(
+        tmp_path,
+        digits_folder,
+        model=files["model"],
+        network=files["network"],
+        result=files["result"],
+        picture=files["picture.png"],
+    )
+    expected = plots.grid(torch.cat([samples[:shown], nearest[:shown]]).numpy(), shown)
+    assert np.array_equal(np.asarray(Image.open(files["picture.png"])), np.asarray(expected))
+    written = json.loads(files["result"].read_text())
+    assert figures.items() < written.items()
+    assert written.keys() - figures.keys() == {"classifier_sha256", "model_sha256"}
 
 
 def test_figures_are_means_over_draws_with_their_errors():
-    """The error of a mean is the deviation of the draws over the root of their number."""
+    """The error of a mean is the deviation of the draws, divided by the root of their number."""
     draws = [{"frechet_grey": value, "frechet_grey_train": 1 + value} for value in (1.0, 2.0, 6.0)]
-    found = script.over(draws)
+    found = quality.over_draws(draws)
     assert found == {"frechet_grey": 3, "frechet_grey_train": 4, "frechet_grey_stderr": pytest.approx((7 / 3) ** 0.5)}
 
 
-def test_draws_differ_and_are_the_seeds(small, vae, tmp_path):
-    """Another seed draws other samples; the same one gives the same figures and picture."""
-    config, grey = small(quality={"samples": 30, "draws": 2, "searched": 10}), points(40, 784).abs().mul(80).byte()
+def test_the_seed_decides_the_draws(small, vae):
+    """Another seed draws other samples. The same seed gives the same figures and the same nearest images."""
+    config, images = small(quality={"samples": 30, "draws": 2, "searched": 10}), grey(40)
     network = classifier.Network(config.classifier)
 
-    def measured(seed: int) -> dict:
+    def measured(seed: int) -> quality.Measured:
         settings = config.quality.model_copy(update={"seed": seed})
-        return script.measure(network, vae(), grey, grey, settings, tmp_path / "nearest.png")
+        return quality.measure(network, vae(), images, images, settings)
 
-    one = measured(0)
-    assert one["frechet_binary_stderr"] > 0
-    assert one["class_entropy_nats"] <= math.log(10)
-    assert measured(0) == one
-    assert measured(1)["frechet_binary"] != one["frechet_binary"]
+    one, again, other = measured(0), measured(0), measured(1)
+    assert one.figures["frechet_binary_stderr"] > 0
+    assert one.figures["class_entropy_nats"] <= math.log(10)
+    assert again.figures == one.figures
+    assert torch.equal(again.nearest, one.nearest)
+    assert other.figures["frechet_binary"] != one.figures["frechet_binary"]

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vae import leaderboard, params
+from vae import params
+from vae.evaluation import leaderboard
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.sh") if path.stem != "start")

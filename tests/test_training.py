@@ -1,5 +1,7 @@
 """Training: bitwise repeatable and resumable, its schedules, and a loss that falls."""
 
+from vae.runtime import live
+
 import io
 import json
 import math
@@ -9,8 +11,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from vae import augmentation, data, live, metrics, model, objective, optimizers, training
+from vae import augmentation, data, model, objective, optimizers, training
 from vae.errors import InputError
+from vae.evaluation import metrics
 
 SIZE = 300  # images of the bitwise tests: four batches of 64 and a rest
 STILL = {  # steps of no size
@@ -167,7 +170,7 @@ def test_starting_at_the_mean(vae, digits, architecture):
 
 
 def test_a_fresh_model_is_of_its_seed_alone(script, small, digits):
-    first, again, other = (script.build(small(train={"seed": seed}), digits.images).model for seed in (1, 1, 2))
+    first, again, other = (training.start(small(train={"seed": seed}), digits.images).model for seed in (1, 1, 2))
     assert same(first, again)
     assert not same(first, other)
 
@@ -175,7 +178,7 @@ def test_a_fresh_model_is_of_its_seed_alone(script, small, digits):
 def test_the_script_starts_at_the_mean_where_it_is_told_to(script, small, digits):
     """Elsewhere the decoder's bias is torch's, at most 1 / sqrt(16)."""
     mean, default = (
-        script.build(small(train={"initial_bias": name}), digits.images).model.decode.bias
+        training.start(small(train={"initial_bias": name}), digits.images).model.decode.bias
         for name in ("data-mean", "default")
     )
     torch.testing.assert_close(mean.sigmoid(), data.unit(digits.images).mean(dim=0).clamp(0.001, 0.999))
@@ -188,10 +191,11 @@ def test_sections_that_a_checkpoint_is_of(script, small, digits_folder, tmp_path
     def stop(sections, _files):
         raise InputError(sections)
 
-    monkeypatch.setattr(script, "load", lambda _: small())
+    monkeypatch.setattr(script.params, "load", lambda _: small())
     monkeypatch.setattr(script.checkpoint, "training_key", stop)
+    none = tmp_path / "none"
     with pytest.raises(InputError) as caught:
-        script.main(tmp_path, digits_folder, *[tmp_path / "none"] * 4)
+        script.main(tmp_path, digits_folder, model=none, curves=none, validation=none, run=none)
     assert json.loads(str(caught.value)).keys() == {"data", "model", "train"}
 
 

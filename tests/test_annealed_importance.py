@@ -7,9 +7,11 @@ import pytest
 import torch
 import yaml
 
-from pipeline import annealing as script
-from vae import annealing, data, model, objective
+from tools import bounds as script
+from vae import data, model, objective
 from vae.errors import InputError
+from vae.evaluation import annealed_importance
+from vae.evaluation import readme as tables
 from vae.params import Annealing
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -33,7 +35,7 @@ def posterior_sample(gaussian, chains: int) -> torch.Tensor:
     return mean[:, None] + variance.sqrt() * eps
 
 
-def q_sample(path: annealing.Path, chains: int) -> torch.Tensor:
+def q_sample(path: annealed_importance.Path, chains: int) -> torch.Tensor:
     """Samples of q(z|x). (B, C, D)."""
     mu, logvar = (part.expand(-1, chains, -1) for part in (path.mu, path.logvar))
     return objective.sample_posterior(mu, logvar, generator(9))
@@ -50,23 +52,25 @@ def assert_mean_of_one(w: torch.Tensor) -> None:
 def test_weights_are_unbiased(linear_gaussian, temperatures):
     """E[w] = p(x) on the way there and 1 / p(x) on the way back, for any number of temperatures."""
     gaussian, config, chains = linear_gaussian(*Q), settings(temperatures=temperatures), 8000
-    path, there = annealing.path_of(gaussian, gaussian.x), annealing.schedule(temperatures)
-    log_w = annealing.anneal(path, q_sample(path, chains), there, config, generator())
+    path, there = annealed_importance.path_of(gaussian, gaussian.x), annealed_importance.schedule(temperatures)
+    log_w = annealed_importance.anneal(path, q_sample(path, chains), there, config, generator())
     assert_mean_of_one(torch.exp(log_w - gaussian.log_p_x[:, None]))
-    log_w = annealing.anneal(path, posterior_sample(gaussian, chains), there[::-1], config, generator())
+    log_w = annealed_importance.anneal(path, posterior_sample(gaussian, chains), there[::-1], config, generator())
     assert_mean_of_one(torch.exp(log_w + gaussian.log_p_x[:, None]))
 
 
 def test_the_bounds_enclose_the_truth_and_close_in(linear_gaussian):
     """The mean log-weights are below and above log p(x), by 5 standard errors, and nearer with more temperatures."""
     gaussian, chains = linear_gaussian(*Q), 500
-    path = annealing.path_of(gaussian, gaussian.x)
+    path = annealed_importance.path_of(gaussian, gaussian.x)
     starts = q_sample(path, chains), posterior_sample(gaussian, chains)
     gaps = {}
     for temperatures in (2, 6, 30):
-        there, config = annealing.schedule(temperatures), settings(temperatures=temperatures)
-        lower = annealing.anneal(path, starts[0], there, config, generator()) - gaussian.log_p_x[:, None]
-        upper = -annealing.anneal(path, starts[1], there[::-1], config, generator()) - gaussian.log_p_x[:, None]
+        there, config = annealed_importance.schedule(temperatures), settings(temperatures=temperatures)
+        lower = annealed_importance.anneal(path, starts[0], there, config, generator()) - gaussian.log_p_x[:, None]
+        upper = (
+            -annealed_importance.anneal(path, starts[1], there[::-1], config, generator()) - gaussian.log_p_x[:, None]
+        )
         for side in (-lower, upper):
             assert side.mean() > 5 * side.std() / math.sqrt(side.numel())
         gaps[temperatures] = (upper.mean() - lower.mean()).item()
@@ -77,9 +81,9 @@ def test_the_bounds_enclose_the_truth_and_close_in(linear_gaussian):
 def test_with_the_exact_posterior_nothing_is_uncertain(linear_gaussian):
     """Where q is p(z|x) all chains weigh p(x), whatever they do on the way."""
     gaussian = linear_gaussian()
-    path, there = annealing.path_of(gaussian, gaussian.x), annealing.schedule(5)
+    path, there = annealed_importance.path_of(gaussian, gaussian.x), annealed_importance.schedule(5)
     for z, direction, sign in ((q_sample(path, 3), there, 1), (posterior_sample(gaussian, 3), there[::-1], -1)):
-        log_w = annealing.anneal(path, z, direction, settings(), generator())
+        log_w = annealed_importance.anneal(path, z, direction, settings(), generator())
         torch.testing.assert_close(log_w, sign * gaussian.log_p_x[:, None].expand(-1, 3), rtol=1e-11, atol=0)
 
 
@@ -91,7 +95,7 @@ def test_a_transition_keeps_its_density(linear_gaussian, t, step_size):
     Also with steps so large that the dynamics alone are wrong and it is the acceptance that makes it right.
     """
     gaussian, chains = linear_gaussian(*Q), 20000
-    path = annealing.path_of(gaussian, gaussian.x[:1])
+    path = annealed_importance.path_of(gaussian, gaussian.x[:1])
     mean, variance = gaussian.posterior(gaussian.x[:1])
     precision = (1 - t) * torch.exp(-path.logvar[0]) + t / variance  # (1, D)
     center = ((1 - t) * torch.exp(-path.logvar[0]) * path.mu[0] + t * mean / variance) / precision
@@ -99,7 +103,7 @@ def test_a_transition_keeps_its_density(linear_gaussian, t, step_size):
     point = path.at(path.coordinates(z))
     config, noise = settings(step_size=step_size), generator(2)
     for _ in range(5):
-        point = annealing.transition(path, point, t, config, noise)
+        point = annealed_importance.transition(path, point, t, config, noise)
     moved = path.mu + torch.exp(0.5 * path.logvar) * point.eps
     share = (moved - z).ne(0).double().mean()
     assert share > 0.5  # most chains have moved
@@ -112,11 +116,11 @@ def test_a_transition_keeps_its_density(linear_gaussian, t, step_size):
 def test_a_chain_finds_its_density(linear_gaussian):
     """From a far start the moments of p(z|x) are reached: a transition that stood still would keep any density."""
     gaussian, chains = linear_gaussian(*Q), 5000
-    path = annealing.path_of(gaussian, gaussian.x[:1])
+    path = annealed_importance.path_of(gaussian, gaussian.x[:1])
     mean, variance = gaussian.posterior(gaussian.x[:1])
     point, noise = path.at(torch.full((1, chains, mean.shape[1]), 3.0)), generator()
     for _ in range(40):
-        point = annealing.transition(path, point, 1.0, settings(), noise)
+        point = annealed_importance.transition(path, point, 1.0, settings(), noise)
     z = (path.mu + torch.exp(0.5 * path.logvar) * point.eps)[0]
     scaled = (z - mean) / variance.sqrt()
     assert (scaled.mean(dim=0).abs() < 5 / math.sqrt(chains)).all()
@@ -126,11 +130,11 @@ def test_a_chain_finds_its_density(linear_gaussian):
 def test_the_dynamics_are_reversible(linear_gaussian):
     """With the momentum turned round they lead back to where they came from."""
     gaussian = linear_gaussian(*Q)
-    path = annealing.path_of(gaussian, gaussian.x)
+    path = annealed_importance.path_of(gaussian, gaussian.x)
     point = path.at(torch.randn(5, 3, 4, generator=generator()))
     momentum = torch.randn(5, 3, 4, generator=generator(1))
-    there, end = annealing.leapfrog(path, point, momentum, 0.6, settings())
-    back, start = annealing.leapfrog(path, there, -end, 0.6, settings())
+    there, end = annealed_importance.leapfrog(path, point, momentum, 0.6, settings())
+    back, start = annealed_importance.leapfrog(path, there, -end, 0.6, settings())
     assert (there.eps - point.eps).abs().min() > 1e-3
     torch.testing.assert_close((back.eps, -start), (point.eps, momentum), rtol=1e-10, atol=1e-12)
 
@@ -138,7 +142,7 @@ def test_the_dynamics_are_reversible(linear_gaussian):
 def test_a_point_is_its_definitions(linear_gaussian):
     """log f_t and its gradient, by autograd through both densities."""
     gaussian = linear_gaussian(*Q)
-    path = annealing.path_of(gaussian, gaussian.x)
+    path = annealed_importance.path_of(gaussian, gaussian.x)
     eps = torch.randn(5, 3, 4, generator=generator(), requires_grad=True)
     z = path.mu + torch.exp(0.5 * path.logvar) * eps
     log_q = objective.gaussian_log_prob(z, path.mu, path.logvar)
@@ -158,8 +162,8 @@ def test_a_vae_against_quadrature(plane, log_likelihood, prior):
     x = torch.bernoulli(torch.full((3, data.PIXELS), 0.4), generator=generator(7))
     with torch.no_grad():
         log_p_x = log_likelihood(vae, x)[:, None]
-    path, there = annealing.path_of(vae, x), annealing.schedule(config.temperatures)
-    log_w = annealing.anneal(path, q_sample(path, chains), there, config, generator())
+    path, there = annealed_importance.path_of(vae, x), annealed_importance.schedule(config.temperatures)
+    log_w = annealed_importance.anneal(path, q_sample(path, chains), there, config, generator())
     assert_mean_of_one(torch.exp(log_w - log_p_x))
 
 
@@ -167,11 +171,11 @@ def test_a_vae_against_quadrature(plane, log_likelihood, prior):
 def test_both_bounds_of_a_vae_against_quadrature(plane, log_likelihood, prior):
     """On images that the model made the bounds enclose -log p(x), to 5 standard errors of the mean over images."""
     vae, config = plane(prior), settings(temperatures=20, chains=4)
-    x, z = annealing.simulate(vae, 30, generator(5))
+    x, z = annealed_importance.simulate(vae, 30, generator(5))
     with torch.no_grad():
         nll = -log_likelihood(vae, x)
-    above = annealing.upper_bound(vae, x, config, generator()) - nll
-    below = nll - annealing.lower_bound(vae, x, z, config, generator())
+    above = annealed_importance.upper_bound(vae, x, config, generator()) - nll
+    below = nll - annealed_importance.lower_bound(vae, x, z, config, generator())
     for side in (above, below):
         assert side.mean() > -5 * side.std() / math.sqrt(len(x))
         assert side.abs().mean() < 1
@@ -184,10 +188,10 @@ def test_evaluation_is_of_its_seed_alone(vae, perturb, prior, architecture):
     torch.set_default_dtype(torch.float32)
     network = perturb(vae(prior=prior, architecture=architecture)).requires_grad_(False)
     x = torch.bernoulli(torch.full((6, data.PIXELS), 0.4), generator=generator(7))
-    first = annealing.evaluate(network, x, settings())
+    first = annealed_importance.evaluate(network, x, settings())
     torch.manual_seed(99)
-    assert annealing.evaluate(network, x, settings()) == first
-    assert annealing.evaluate(network, x, settings(seed=1))["nll_ais_nats"] != first["nll_ais_nats"]
+    assert annealed_importance.evaluate(network, x, settings()) == first
+    assert annealed_importance.evaluate(network, x, settings(seed=1))["nll_ais_nats"] != first["nll_ais_nats"]
     weighted = first.pop("importance_weighted")
     assert all(math.isfinite(value) for part in (first, *weighted) for value in part.values())
     gap = first["simulated_upper_nats"] - first["simulated_lower_nats"]
@@ -202,10 +206,10 @@ def test_evaluation_is_of_its_seed_alone(vae, perturb, prior, architecture):
 def test_diverged_dynamics_are_refused(linear_gaussian):
     """A proposal of NaN or infinity is never accepted."""
     gaussian = linear_gaussian(*Q)
-    path = annealing.path_of(gaussian, gaussian.x)
+    path = annealed_importance.path_of(gaussian, gaussian.x)
     point = path.at(torch.randn(5, 3, 4, generator=generator()))
     config = settings(step_size=1e200, leapfrog_steps=5)
-    moved = annealing.transition(path, point, 1.0, config, generator())
+    moved = annealed_importance.transition(path, point, 1.0, config, generator())
     assert all(torch.equal(new, old) for new, old in zip(moved, point, strict=True))
 
 
@@ -230,16 +234,16 @@ def test_the_script_writes_what_it_measured(files, digits_folder, capsys):
     """The file has the numbers and the settings that they come from."""
     params, weights, result, readme = files
     changed = params(images=5, chains=2, temperatures=3, importance_samples=[1, 4])
-    script.main(changed, digits_folder, weights, result, readme)
+    script.main(changed, digits_folder, weights, result=result, page=readme)
     values = json.loads(result.read_text())
     assert (values["images"], values["chains"], values["temperatures"]) == (5, 2, 3)
     assert f"{values['nll_ais_nats']:.2f}" in capsys.readouterr().out
-    assert annealing.table(values) in readme.read_text()
-    assert annealing.table(values).splitlines()[3].startswith("| 4 | ")
+    assert tables.bounds(values) in readme.read_text()
+    assert tables.bounds(values).splitlines()[3].startswith("| 4 | ")
 
 
 def test_more_images_than_there_are(files, digits_folder):
-    """The key is named, with how many there are."""
+    """The error names the key and the number of test images."""
     params, weights, result, readme = files
-    with pytest.raises(InputError, match=r"annealing\.images: 5000, but there are \d+"):
-        script.main(params(images=5000), digits_folder, weights, result, readme)
+    with pytest.raises(InputError, match=r"annealing\.images is 5000, but the test split has \d+ images; lower it"):
+        script.main(params(images=5000), digits_folder, weights, result=result, page=readme)

@@ -1,4 +1,4 @@
-"""The served model: a clean process, every task, and requests that must be refused."""
+"""The served model: every task, and requests that must be refused."""
 
 import math
 from types import SimpleNamespace
@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from vae import data, model, serving
-from vae.serving import Request
+from vae import data, model
+from vae.serving.requests import MAX_DIGITS, Digits, Request, check
 
 
 @pytest.fixture
 def served(vae, tmp_path):
     model.save(vae(), tmp_path / "vae.safetensors")
-    digits = serving.Digits()
+    digits = Digits()
     digits.load_context(SimpleNamespace(artifacts={"model": str(tmp_path / "vae.safetensors")}))
     return digits
 
@@ -67,14 +67,14 @@ def test_encode_decode_and_reconstruct_agree(served):
 )
 def test_bad_requests_are_refused_with_a_reason(request_, word):
     with pytest.raises(ValueError) as caught:
-        serving.check(Request(**request_))
+        check(Request(**request_))
     assert word in str(caught.value)
 
 
 def test_all_tasks_of_a_request_count(served):
-    """Else twenty of a thousand digits each would be answered at once."""
-    half = {"task": "generate", "n": serving.MOST // 2, "seed": 0}
-    with pytest.raises(Exception, match=rf"at most {serving.MOST} digits .* got {serving.MOST + 1}") as caught:
+    """Otherwise twenty tasks of a thousand digits each would be answered at once."""
+    half = {"task": "generate", "n": MAX_DIGITS // 2, "seed": 0}
+    with pytest.raises(Exception, match=rf"at most {MAX_DIGITS} digits .* got {MAX_DIGITS + 1}") as caught:
         served.predict([Request(**half), Request(**half), Request(task="encode", images=[[0.0] * 784])])
     assert caught.value.error_code == "INVALID_PARAMETER_VALUE"
 
