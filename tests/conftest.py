@@ -1,4 +1,4 @@
-"""Fixtures: the repository's own params.yaml with small models, a bundled data set, and float64."""
+"""Fixtures: the committed params.yaml with small models, a bundled data set, and float64."""
 
 from vae.runtime import mirrors
 
@@ -11,6 +11,7 @@ import torch
 from torch.distributions import MultivariateNormal, Normal
 
 from vae import data, objective, params
+from vae.evaluation import leaderboard
 from vae.model import VAE
 from vae.prior import StandardNormal
 
@@ -55,7 +56,7 @@ def root() -> Path:
 
 @pytest.fixture
 def small() -> Callable[..., params.Params]:
-    """params.yaml with a small model, and with the fields of sections that are given: `small(train={"seed": 1})`."""
+    """params.yaml with a small model. Arguments change fields of its sections: `small(train={"seed": 1})`."""
     published = params.load(ROOT / "params.yaml")
 
     def make(**sections: dict) -> params.Params:
@@ -70,7 +71,7 @@ def small() -> Callable[..., params.Params]:
 
 @pytest.fixture
 def vae(small) -> Callable[..., VAE]:
-    """A small model in evaluation mode, from a seed and the fields of its section that are given."""
+    """Makes a small model in evaluation mode, from a seed and changed fields of its section."""
 
     def make(seed: int = 0, **fields: object) -> VAE:
         torch.manual_seed(seed)
@@ -81,7 +82,7 @@ def vae(small) -> Callable[..., VAE]:
 
 @pytest.fixture
 def perturb() -> Callable[..., torch.nn.Module]:
-    """Moves every parameter away from where it starts: zeros and ones hide mistakes."""
+    """Adds noise to every parameter, because initial zeros and ones hide mistakes."""
 
     def move(module: torch.nn.Module, scale: float = 0.1, seed: int = 0) -> torch.nn.Module:
         generator = torch.Generator().manual_seed(seed)
@@ -95,7 +96,7 @@ def perturb() -> Callable[..., torch.nn.Module]:
 
 @pytest.fixture
 def float64() -> Iterator[None]:
-    """All that is made without a dtype is float64: models, samples and constants."""
+    """Makes float64 the default dtype of models, samples and constants."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     yield
@@ -104,7 +105,7 @@ def float64() -> Iterator[None]:
 
 @pytest.fixture
 def plane(vae, perturb) -> Callable[[str], VAE]:
-    """Makes a float64 model with two latents, whose posterior is as wide as a few units of a grid."""
+    """Makes a float64 model with two latents. Its posterior covers many points of the grid of `integral`."""
 
     def make(prior: str) -> VAE:
         model = perturb(vae(prior=prior, latent_dim=2, encoder=[8], decoder=[8]), scale=0.05)
@@ -123,7 +124,7 @@ def log_likelihood() -> Callable[[VAE, torch.Tensor], torch.Tensor]:
 
 
 def integral(model: VAE, x: torch.Tensor) -> torch.Tensor:
-    """The midpoint rule on a square of 16 units."""
+    """The midpoint rule on a square of 16 units, with 15 points in each unit."""
     line = (torch.arange(240) + 0.5) / 15 - 8
     z = torch.cartesian_prod(line, line)
     parts = []
@@ -137,8 +138,8 @@ def integral(model: VAE, x: torch.Tensor) -> torch.Tensor:
 class LinearGaussian:
     """p(z) = N(0, I), p(x|z) = N(W z + b, s^2 I) with q(z|x) Gaussian (probabilistic PCA, Tipping & Bishop 1999).
 
-    The columns of W are orthogonal, so that the posterior N(m(x), diag(v)) is one that an encoder can give. q has the
-    mean m + shift sqrt(v) and the deviation stretch sqrt(v). `log_p_x` is log p(x) of the images `x` in closed form.
+    The columns of W are orthogonal, so the posterior is N(m(x), diag(v)), which an encoder can express. q has the mean
+    m + shift sqrt(v) and the deviation stretch sqrt(v). `log_p_x` is log p(x) of the images `x` in closed form.
     """
 
     def __init__(self, shift: float, stretch: float) -> None:
@@ -175,7 +176,7 @@ class LinearGaussian:
 
 @pytest.fixture
 def linear_gaussian(monkeypatch, float64) -> Callable[..., LinearGaussian]:
-    """Makes a linear-Gaussian model, whose likelihood takes the Bernoulli's place in the objective."""
+    """Makes a linear-Gaussian model, and replaces the Bernoulli likelihood in the objective by its likelihood."""
 
     def make(shift: float = 0.0, stretch: float = 1.0) -> LinearGaussian:
         model = LinearGaussian(shift, stretch)
@@ -185,9 +186,52 @@ def linear_gaussian(monkeypatch, float64) -> Callable[..., LinearGaussian]:
     return make
 
 
+@pytest.fixture
+def evaluation() -> dict[str, float | str]:
+    """Figures of metrics/evaluation.json."""
+    return {
+        "neg_elbo_nats": 90.126,
+        "neg_elbo_nats_stderr": 0.25,
+        "fitted_neg_elbo_nats": 89.5,
+        "nll_iw_nats": 85.0,
+        "nll_iw_nats_stderr": 0.21,
+        "importance_samples": 50,
+        "rate_nats": 25.0,
+        "distortion_nats": 65.126,
+        "neg_elbo_grey_nats": 91.5,
+        "active_units": 20,
+        "binarization_sha256": "0",
+    }
+
+
+@pytest.fixture
+def quality() -> dict[str, float]:
+    """Figures of metrics/quality.json."""
+    return {
+        "frechet_binary": 8.13,
+        "frechet_binary_stderr": 0.24,
+        "precision_binary": 0.817,
+        "recall_binary": 0.83,
+        "frechet_binary_train": 1.06,
+        "precision_binary_train": 0.855,
+        "recall_binary_train": 0.878,
+        "frechet_grey": 1.0,
+    }
+
+
+@pytest.fixture
+def row(evaluation, quality) -> Callable[..., leaderboard.Row]:
+    """Makes a row of the leaderboard from a recipe, a seed and changed figures."""
+
+    def make(recipe: str, seed: int = 0, **changes: float) -> leaderboard.Row:
+        return leaderboard.row(recipe, seed, 1234567, 90.0, evaluation | changes, quality)
+
+    return make
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """The order of sums, and with it the last bit, depends on the number of threads."""
+    """One thread, because the order of sums depends on the number of threads, and the last bit on the order."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""Annealed importance sampling: against closed forms and quadrature, from both sides, within standard errors."""
+"""Annealed importance sampling from both sides, compared with closed forms and quadrature."""
 
 import json
 import math
@@ -12,10 +12,11 @@ from vae import data, model, objective
 from vae.errors import InputError
 from vae.evaluation import annealed_importance
 from vae.evaluation import readme as tables
+from vae.idx import PIXELS
 from vae.params import Annealing
 
 pytestmark = pytest.mark.usefixtures("float64")
-Q = (0.5, 1.15)  # the shift and stretch of a q(z|x) that is not the posterior
+Q = (0.5, 1.15)  # shift and stretch of a q(z|x) that differs from the posterior
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -23,7 +24,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def settings(**fields: object) -> Annealing:
-    """A section with short chains, and with the fields that are given."""
+    """A section with short chains. Arguments change its fields."""
     short = {"seed": 0, "images": 6, "chains": 8, "temperatures": 4, "leapfrog_steps": 3, "step_size": 0.4}
     return Annealing(**(short | {"importance_samples": [1, 3]} | fields))
 
@@ -42,7 +43,7 @@ def q_sample(path: annealed_importance.Path, chains: int) -> torch.Tensor:
 
 
 def assert_mean_of_one(w: torch.Tensor) -> None:
-    """The mean over chains is within 5 standard errors of 1 for each image, with errors that say something."""
+    """The mean over the chains of each image is within 5 standard errors of 1, and the errors are small."""
     stderr = w.std(dim=1) / math.sqrt(w.shape[1])
     assert ((stderr > 0) & (stderr < 0.1)).all()
     assert ((w.mean(dim=1) - 1).abs() < 5 * stderr).all()
@@ -50,7 +51,7 @@ def assert_mean_of_one(w: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("temperatures", [2, 3, 10])
 def test_weights_are_unbiased(linear_gaussian, temperatures):
-    """E[w] = p(x) on the way there and 1 / p(x) on the way back, for any number of temperatures."""
+    """E[w] is p(x) from t = 0 to 1, and 1 / p(x) from 1 to 0, for any number of temperatures."""
     gaussian, config, chains = linear_gaussian(*Q), settings(temperatures=temperatures), 8000
     path, there = annealed_importance.path_of(gaussian, gaussian.x), annealed_importance.schedule(temperatures)
     log_w = annealed_importance.anneal(path, q_sample(path, chains), there, config, generator())
@@ -59,8 +60,8 @@ def test_weights_are_unbiased(linear_gaussian, temperatures):
     assert_mean_of_one(torch.exp(log_w + gaussian.log_p_x[:, None]))
 
 
-def test_the_bounds_enclose_the_truth_and_close_in(linear_gaussian):
-    """The mean log-weights are below and above log p(x), by 5 standard errors, and nearer with more temperatures."""
+def test_the_bounds_enclose_the_truth(linear_gaussian):
+    """The mean log-weights are below and above log p(x), by 5 standard errors. More temperatures bring them closer."""
     gaussian, chains = linear_gaussian(*Q), 500
     path = annealed_importance.path_of(gaussian, gaussian.x)
     starts = q_sample(path, chains), posterior_sample(gaussian, chains)
@@ -78,8 +79,8 @@ def test_the_bounds_enclose_the_truth_and_close_in(linear_gaussian):
     assert gaps[30] < 0.3 * gaps[6]
 
 
-def test_with_the_exact_posterior_nothing_is_uncertain(linear_gaussian):
-    """Where q is p(z|x) all chains weigh p(x), whatever they do on the way."""
+def test_with_the_exact_posterior_all_weights_are_equal(linear_gaussian):
+    """If q is p(z|x), the weight of every chain is p(x), for any transitions."""
     gaussian = linear_gaussian()
     path, there = annealed_importance.path_of(gaussian, gaussian.x), annealed_importance.schedule(5)
     for z, direction, sign in ((q_sample(path, 3), there, 1), (posterior_sample(gaussian, 3), there[::-1], -1)):
@@ -91,9 +92,7 @@ def test_with_the_exact_posterior_nothing_is_uncertain(linear_gaussian):
 @pytest.mark.parametrize("t", [0.0, 0.4, 1.0])
 def test_a_transition_keeps_its_density(linear_gaussian, t, step_size):
     """Exact samples of f_t, a Gaussian here, keep their mean, variance and correlations within 5 standard errors.
-
-    Also with steps so large that the dynamics alone are wrong and it is the acceptance that makes it right.
-    """
+    Large steps make the dynamics inexact. Then the acceptance test corrects them."""
     gaussian, chains = linear_gaussian(*Q), 20000
     path = annealed_importance.path_of(gaussian, gaussian.x[:1])
     mean, variance = gaussian.posterior(gaussian.x[:1])
@@ -107,14 +106,14 @@ def test_a_transition_keeps_its_density(linear_gaussian, t, step_size):
     moved = path.mu + torch.exp(0.5 * path.logvar) * point.eps
     share = (moved - z).ne(0).double().mean()
     assert share > 0.5  # most chains have moved
-    scaled = ((moved - center) * precision.sqrt())[0]  # (C, D), N(0, I) still
+    scaled = ((moved - center) * precision.sqrt())[0]  # (C, D), still N(0, I)
     assert (scaled.mean(dim=0).abs() < 5 / math.sqrt(chains)).all()
     assert ((scaled.var(dim=0) - 1).abs() < 5 * math.sqrt(2 / chains)).all()
     assert ((torch.corrcoef(scaled.T) - torch.eye(scaled.shape[1])).abs() < 5 / math.sqrt(chains)).all()
 
 
 def test_a_chain_finds_its_density(linear_gaussian):
-    """From a far start the moments of p(z|x) are reached: a transition that stood still would keep any density."""
+    """From a distant start, chains reach the moments of p(z|x). A transition that never moves would fail here."""
     gaussian, chains = linear_gaussian(*Q), 5000
     path = annealed_importance.path_of(gaussian, gaussian.x[:1])
     mean, variance = gaussian.posterior(gaussian.x[:1])
@@ -128,7 +127,7 @@ def test_a_chain_finds_its_density(linear_gaussian):
 
 
 def test_the_dynamics_are_reversible(linear_gaussian):
-    """With the momentum turned round they lead back to where they came from."""
+    """With the opposite momentum they return to the start."""
     gaussian = linear_gaussian(*Q)
     path = annealed_importance.path_of(gaussian, gaussian.x)
     point = path.at(torch.randn(5, 3, 4, generator=generator()))
@@ -139,8 +138,8 @@ def test_the_dynamics_are_reversible(linear_gaussian):
     torch.testing.assert_close((back.eps, -start), (point.eps, momentum), rtol=1e-10, atol=1e-12)
 
 
-def test_a_point_is_its_definitions(linear_gaussian):
-    """log f_t and its gradient, by autograd through both densities."""
+def test_a_point_has_its_densities(linear_gaussian):
+    """log f_t and its gradient agree with autograd through both densities."""
     gaussian = linear_gaussian(*Q)
     path = annealed_importance.path_of(gaussian, gaussian.x)
     eps = torch.randn(5, 3, 4, generator=generator(), requires_grad=True)
@@ -157,9 +156,9 @@ def test_a_point_is_its_definitions(linear_gaussian):
 
 @pytest.mark.parametrize("prior", ["standard-normal", "mixture", "flow"])
 def test_a_vae_against_quadrature(plane, log_likelihood, prior):
-    """The weights of a VAE have the mean that quadrature gives, within 5 standard errors."""
+    """The mean weight of a VAE agrees with quadrature within 5 standard errors."""
     vae, config, chains = plane(prior), settings(temperatures=20), 300
-    x = torch.bernoulli(torch.full((3, data.PIXELS), 0.4), generator=generator(7))
+    x = torch.bernoulli(torch.full((3, PIXELS), 0.4), generator=generator(7))
     with torch.no_grad():
         log_p_x = log_likelihood(vae, x)[:, None]
     path, there = annealed_importance.path_of(vae, x), annealed_importance.schedule(config.temperatures)
@@ -169,7 +168,7 @@ def test_a_vae_against_quadrature(plane, log_likelihood, prior):
 
 @pytest.mark.parametrize("prior", ["standard-normal", "mixture", "flow"])
 def test_both_bounds_of_a_vae_against_quadrature(plane, log_likelihood, prior):
-    """On images that the model made the bounds enclose -log p(x), to 5 standard errors of the mean over images."""
+    """On images that the model made, the bounds enclose -log p(x), within 5 standard errors of the mean over images."""
     vae, config = plane(prior), settings(temperatures=20, chains=4)
     x, z = annealed_importance.simulate(vae, 30, generator(5))
     with torch.no_grad():
@@ -183,11 +182,11 @@ def test_both_bounds_of_a_vae_against_quadrature(plane, log_likelihood, prior):
 
 @pytest.mark.parametrize("architecture", ["mlp", "conv"])
 @pytest.mark.parametrize("prior", ["standard-normal", "mixture", "flow"])
-def test_evaluation_is_of_its_seed_alone(vae, perturb, prior, architecture):
-    """Every kind of model gives finite numbers of float32, bit for bit the same for the same seed."""
+def test_the_seed_decides_the_evaluation(vae, perturb, prior, architecture):
+    """Every kind of model gives finite numbers in float32. Equal seeds give equal numbers bit for bit."""
     torch.set_default_dtype(torch.float32)
     network = perturb(vae(prior=prior, architecture=architecture)).requires_grad_(False)
-    x = torch.bernoulli(torch.full((6, data.PIXELS), 0.4), generator=generator(7))
+    x = torch.bernoulli(torch.full((6, PIXELS), 0.4), generator=generator(7))
     first = annealed_importance.evaluate(network, x, settings())
     torch.manual_seed(99)
     assert annealed_importance.evaluate(network, x, settings()) == first
@@ -204,7 +203,7 @@ def test_evaluation_is_of_its_seed_alone(vae, perturb, prior, architecture):
 
 
 def test_diverged_dynamics_are_refused(linear_gaussian):
-    """A proposal of NaN or infinity is never accepted."""
+    """A proposal with NaN or infinity is never accepted."""
     gaussian = linear_gaussian(*Q)
     path = annealed_importance.path_of(gaussian, gaussian.x)
     point = path.at(torch.randn(5, 3, 4, generator=generator()))
@@ -215,7 +214,7 @@ def test_diverged_dynamics_are_refused(linear_gaussian):
 
 @pytest.fixture
 def files(tmp_path, root, vae):
-    """A small model's file, and a function that writes params.yaml with some fields of its section `annealing`."""
+    """A function that writes params.yaml with changed fields of `annealing`, and the paths of the script's files."""
     torch.set_default_dtype(torch.float32)
     model.save(vae(), tmp_path / "vae.safetensors")
 
@@ -230,8 +229,8 @@ def files(tmp_path, root, vae):
     return params, tmp_path / "vae.safetensors", tmp_path / "metrics/annealing.json", tmp_path / "README.md"
 
 
-def test_the_script_writes_what_it_measured(files, digits_folder, capsys):
-    """The file has the numbers and the settings that they come from."""
+def test_the_script_writes_its_results(files, digits_folder, capsys):
+    """The file has the numbers and their settings. The page has the table."""
     params, weights, result, readme = files
     changed = params(images=5, chains=2, temperatures=3, importance_samples=[1, 4])
     script.main(changed, digits_folder, weights, result=result, page=readme)
@@ -242,7 +241,7 @@ def test_the_script_writes_what_it_measured(files, digits_folder, capsys):
     assert tables.bounds(values).splitlines()[3].startswith("| 4 | ")
 
 
-def test_more_images_than_there_are(files, digits_folder):
+def test_too_many_images(files, digits_folder):
     """The error names the key and the number of test images."""
     params, weights, result, readme = files
     with pytest.raises(InputError, match=r"annealing\.images is 5000, but the test split has \d+ images; lower it"):

@@ -1,6 +1,7 @@
 """The benchmark's contenders have the same network, and docs/speed.md shows the measured figures."""
 
 import json
+import time
 from itertools import pairwise
 
 import pytest
@@ -9,6 +10,7 @@ import yaml
 
 from bench import __main__ as bench
 from bench import contender, growth, origin, processes, tables
+from vae import idx
 from vae.evaluation import metrics, readme
 from vae.model import VAE
 from vae.params import load
@@ -29,7 +31,7 @@ def test_all_contenders_have_the_same_network(config):
 
 
 def test_both_scores_on_grey_values_agree(config):
-    """The origin's loss of a network is our neg-ELBO of the same weights, up to the noise of one sample of z."""
+    """The tutorial's loss is our neg-ELBO of the same weights, up to the noise of one sample of z."""
     theirs, ours = origin.VAE(), VAE(config.model)
     weights = dict(theirs.named_parameters())
     for end in ("weight", "bias"):
@@ -43,32 +45,31 @@ def test_both_scores_on_grey_values_agree(config):
     assert origin.neg_elbo_grey(theirs, images) == pytest.approx((rate + distortion).mean().item(), abs=0.05)
 
 
-def test_contenders_answer(config, tmp_path):
-    """The floor of an evaluation, as a process that takes its turns."""
+def test_contenders_take_turns(tmp_path):
+    """A contender is a process that measures one turn for each line of input."""
     path = processes.variant(tmp_path / "params.yaml", **bench.SAME_NETWORK)
+    started = time.perf_counter()
     seconds = processes.alternate(["evaluation_floor"], path, tmp_path, rounds=1)
-    assert 0 < seconds["evaluation_floor"] < 60
+    assert 0 < seconds["evaluation_floor"] < time.perf_counter() - started
 
 
 def test_a_process_is_measured(tmp_path):
-    """Its time and its largest memory; a failure ends the benchmark with its output."""
-    measured = processes.measure(
-        "python -c 'import time; x = bytearray(200 << 20); time.sleep(0.5)'", tmp_path, {**processes.environment()}
-    )
-    assert 0.5 < measured.seconds < 10
+    """Its time and its peak memory are measured. A failure ends the benchmark with the output of the process."""
+    command = "python -c 'import time; x = bytearray(200 << 20); time.sleep(0.5)'"
+    started = time.perf_counter()
+    measured = processes.measure(command, tmp_path, processes.environment())
+    assert 0.5 < measured.seconds < time.perf_counter() - started
     assert 200 < measured.peak_mib < 300
     with pytest.raises(SystemExit, match="exit code 3"):
         processes.measure("exit 3", tmp_path, processes.environment())
 
 
-def test_growth_measures_a_row(tmp_path, monkeypatch):
-    """On random images in place of MNIST's."""
+def test_growth_measures_a_row(tmp_path):
+    """The data are random images instead of MNIST."""
     for name, count in (("train", 60), ("t10k", 20)):
         images = torch.randint(0, 256, (count, 784), dtype=torch.uint8).numpy().tobytes()
-        header = b"".join(value.to_bytes(4, "big") for value in (0x803, count, 28, 28))
-        (tmp_path / f"{name}-images-idx3-ubyte").write_bytes(header + images)
-        labels = (0x801).to_bytes(4, "big") + count.to_bytes(4, "big") + bytes(count)
-        (tmp_path / f"{name}-labels-idx1-ubyte").write_bytes(labels)
+        (tmp_path / f"{name}-images-idx3-ubyte").write_bytes(idx.header("images", count) + images)
+        (tmp_path / f"{name}-labels-idx1-ubyte").write_bytes(idx.header("labels", count) + bytes(count))
     for samples in (0, 8):
         row = growth.row("x", tmp_path, tmp_path, 10, samples, channels=[2, 2])
         assert row["seconds"] > 0
@@ -82,7 +83,7 @@ def test_the_page_of_speed_shows_the_measured_figures(root):
 
 
 def test_figures_follow_from_each_other(root):
-    """The ratios are those of the seconds that stand beside them, and the parts sum to the whole."""
+    """Each ratio is the ratio of its two times, and the parts sum to the whole."""
     figures = json.loads((root / "metrics/bench.json").read_text())
     ours = figures["epoch_seconds_ours"]
     assert figures["epoch_speedup"] == pytest.approx(figures["epoch_seconds_origin"] / ours, rel=1e-2)

@@ -2,7 +2,6 @@
 
 from vae.runtime import checkpoint
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -160,7 +159,7 @@ def test_released_by_an_error(tmp_path):
 def test_released_by_a_kill(tmp_path):
     """A process that is killed holds nothing, and its checkpoint is there for the next."""
     code = (
-        "import sys, time; from pathlib import Path; from vae import checkpoint\n"
+        "import sys, time; from pathlib import Path; from vae.runtime import checkpoint\n"
         "with checkpoint.checkpoint(Path(sys.argv[1]), 'key') as saved:\n"
         "    saved.save({'epoch': 4}); print('saved', flush=True); time.sleep(60)\n"
     )
@@ -198,15 +197,18 @@ def test_training_key_is_of_torch(tmp_path, monkeypatch):
     assert checkpoint.training_key("{}", []) != key
 
 
-def test_training_key_is_of_the_code(tmp_path, monkeypatch):
-    """A change in a module of the library that is loaded makes another training; other code does not."""
-    for name, counts in (("vae.changed", True), ("elsewhere.changed", False)):
-        path = tmp_path / f"{name}.py"
-        path.write_text("x = 1\n")
-        monkeypatch.setitem(
-            sys.modules, name, importlib.util.module_from_spec(importlib.util.spec_from_file_location(name, path))
-        )
+def test_training_key_is_of_the_code_that_makes_a_model(tmp_path, monkeypatch):
+    """A change of a file directly in src/vae makes another training. A change below it, in a room, does not."""
+    monkeypatch.setattr(checkpoint, "LIBRARY", tmp_path)
+    (tmp_path / "tracking").mkdir()
+    for name, counts in (("model.py", True), ("tracking/store.py", False), ("notes.txt", False)):
+        (tmp_path / name).write_text("x = 1\n")
         key = checkpoint.training_key("{}", [])
         assert checkpoint.training_key("{}", []) == key
-        path.write_text("x = 2\n")
+        (tmp_path / name).write_text("x = 2\n")
         assert (checkpoint.training_key("{}", []) != key) is counts
+
+
+def test_the_code_of_a_training_key_is_this_library():
+    assert checkpoint.LIBRARY.name == "vae"
+    assert {"model.py", "training.py"} <= {path.name for path in checkpoint.LIBRARY.glob("*.py")}

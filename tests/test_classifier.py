@@ -1,4 +1,4 @@
-"""The classifier: learns, in one way only from a seed, and comes back from its file."""
+"""The classifier: it learns, its seed decides the result, and its file gives it back."""
 
 import json
 
@@ -6,9 +6,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vae import data
+from vae import data, model
 from vae.errors import InputError
 from vae.evaluation import classifier
+from vae.idx import PIXELS
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def saved(network, tmp_path):
 @pytest.fixture
 def grey():
     """Thirty grey images."""
-    return torch.randint(0, 256, (30, data.PIXELS), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    return torch.randint(0, 256, (30, PIXELS), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
 
 
 def refused(path) -> None:
@@ -46,8 +47,8 @@ def refused(path) -> None:
     assert len(message.splitlines()) == 1
 
 
-def test_training_learns_and_is_the_same_each_time(config, digits):
-    """On digits that it has not seen it is right most of the time, where chance is a tenth."""
+def test_training_learns_and_is_repeatable(config, digits):
+    """Most answers on unseen digits are right; chance would be a tenth. Equal seeds give equal weights."""
     images, unseen = data.split_validation(digits.images, 300)
     labels, answers = data.split_validation(digits.labels, 300)
     assert classifier.accuracy(classifier.fit(images, labels, config), unseen, answers) > 0.9
@@ -58,13 +59,13 @@ def test_training_learns_and_is_the_same_each_time(config, digits):
     assert not torch.equal(other.leave.weight, first.leave.weight)
 
 
-def test_divergence_is_one_clear_error(config, digits):
+def test_divergence_is_an_error(config, digits):
     with pytest.raises(InputError, match=r"classifier\.learning_rate"):
         classifier.fit(digits.images[:200], digits.labels[:200], config.model_copy(update={"learning_rate": 1e30}))
 
 
-def test_shift_moves_a_batch_alike(grey):
-    """Each image is moved by the same number of pixels, at most as many as given, in any direction."""
+def test_a_batch_has_one_shift(grey):
+    """All images move by the same number of pixels, up to the given number, in any direction."""
     x, generator, moves = data.unit(grey), torch.Generator().manual_seed(0), set()
     picture = x.view(-1, 28, 28)
     for _ in range(100):
@@ -78,7 +79,7 @@ def test_shift_moves_a_batch_alike(grey):
 
 
 def test_the_last_layer_reads_the_features(network, grey):
-    """Logits are a linear map of the features; probabilities are their softmax, and sum to 1."""
+    """Logits are a linear map of the features. Probabilities are the softmax of the logits."""
     x = data.unit(grey)
     features = classifier.features(network, x)
     assert features.shape == (30, 16)
@@ -90,7 +91,7 @@ def test_the_last_layer_reads_the_features(network, grey):
     torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(30, dtype=torch.float64))
 
 
-def test_chunks_are_the_whole(network, grey, monkeypatch):
+def test_chunks_equal_the_whole(network, grey, monkeypatch):
     x = data.unit(grey)
     whole = classifier.features(network, x)
     monkeypatch.setattr(classifier, "CHUNK", 7)
@@ -105,7 +106,7 @@ def test_accuracy_is_the_share_of_right_answers(network, grey):
 
 
 def test_a_saved_classifier_comes_back(network, saved, grey, tmp_path):
-    """The same configuration, the same bits of every weight and every answer; and the same bytes when saved again."""
+    """It has the same configuration, and the same bits in weights and answers. Saved again, it has the same bytes."""
     again = classifier.load(saved)
     assert again.config == network.config
     assert not again.training
@@ -122,10 +123,8 @@ def test_a_truncated_file(saved, kept):
     refused(saved)
 
 
-def test_what_is_no_classifier(saved, network, vae, tmp_path):
-    """Missing, a folder, a VAE, or weights that are not of the configuration."""
-    from vae import model
-
+def test_files_that_are_no_classifier(saved, network, vae, tmp_path):
+    """A missing file, a folder, a VAE, and weights that do not fit the configuration are refused."""
     refused(tmp_path / "none.safetensors")
     refused(tmp_path)
     model.save(vae(), tmp_path / "vae.safetensors")

@@ -1,11 +1,13 @@
-"""How a script ends: one clear line and an exit code, and every `finally` gets its turn."""
+"""How a script starts and ends: its arguments, one clear line for an error, and every `finally` runs."""
 
 from vae.runtime import command
 
+import ctypes
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,16 +22,16 @@ def heed_interrupts() -> None:
 def script(tmp_path):
     """Starts a script whose `main` has a given body; its arguments are the paths `source` and `result`."""
     buffered = {"PYTHONUNBUFFERED": ""}  # as in a user's shell, where what is not flushed would be lost
-    environment = os.environ | buffered | {"PYTHONPATH": str(Path(command.__file__).parents[1])}
+    environment = os.environ | buffered | {"PYTHONPATH": str(Path(command.__file__).parents[2])}
 
     def start(body: str, *arguments: str) -> subprocess.Popen:
         lines = [
+            '"""Does a thing."""',
             "import time",
             "from pathlib import Path",
-            "from vae import command",
+            "from vae.runtime import command",
             "from vae.errors import InputError",
             "def main(source: Path, result: Path) -> None:",
-            '    """Does a thing."""',
             *(f"    {line}" for line in body.splitlines()),
             "command.run(main)",
         ]
@@ -130,3 +132,57 @@ def test_a_signal_unwinds(script, tmp_path, name):
     assert process.returncode == 128 + signal.Signals[name]
     assert (tmp_path / "out").read_text() == "unwound"
     assert err == ""
+
+
+def parsed(main: Callable[..., None], *arguments: str) -> dict:
+    """The arguments of `main` as the command line gives them."""
+    return vars(command._parser(main).parse_args(arguments))
+
+
+def test_keyword_only_parameters_are_required_options():
+    """So two files cannot be swapped unnoticed."""
+
+    def main(params: Path, *, model: Path, run: str, check: bool) -> None: ...
+
+    expected = {"params": Path("p"), "model": Path("m"), "run": "r", "check": False}
+    assert parsed(main, "p", "--run", "r", "--model", "m") == expected
+    assert parsed(main, "p", "--model", "m", "--run", "r", "--check") == expected | {"check": True}
+    for wrong in (["p", "--model", "m"], ["p", "m", "r"], ["p", "--mod", "m", "--run", "r"]):
+        with pytest.raises(SystemExit) as ended:
+            parsed(main, *wrong)
+        assert ended.value.code == 2
+
+
+SETTINGS = """
+import ctypes, os, sys
+from vae.runtime import command
+print(os.environ["GOMP_SPINCOUNT"])
+
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks".split()]
+
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype, libc.malloc.restype = Info, ctypes.c_void_p
+libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+
+def kept() -> bool:
+    before = libc.mallinfo2()
+    block = libc.malloc(40 << 20)
+    mapped = libc.mallinfo2().hblks > before.hblks
+    libc.free(block)
+    return not mapped and libc.mallinfo2().arena - before.arena > 30 << 20
+
+print(kept())
+command.keep_freed_memory()
+print(kept())
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="this C library has no mallinfo2")
+@pytest.mark.parametrize(("given", "found"), [(None, "20000"), ("7", "7")])
+def test_settings_of_the_process(given, found):
+    """The spinning of threads is limited unless the user says otherwise, and freed memory stays in the process."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP", "MALLOC"))}
+    environment |= {"PYTHONPATH": str(Path(command.__file__).parents[2])} | ({"GOMP_SPINCOUNT": given} if given else {})
+    done = subprocess.run([sys.executable, "-c", SETTINGS], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [found, "False", "True"]

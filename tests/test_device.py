@@ -1,4 +1,4 @@
-"""Where a model computes."""
+"""The device that computes."""
 
 import pytest
 import torch
@@ -8,13 +8,13 @@ from vae.errors import InputError
 
 
 def test_device():
-    """cpu is there; auto is CUDA where there is one."""
+    """`auto` is CUDA if there is a CUDA device, else the CPU."""
     assert device.choose("cpu").type == "cpu"
     assert device.choose("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def test_device_that_is_not_there(monkeypatch):
-    """An error that names the key and the way out."""
+def test_a_missing_device(monkeypatch):
+    """The error names the key and the way out."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match=r"params\.yaml: train\.device: no cuda device.*auto or cpu"):
         device.choose("cuda")

@@ -1,4 +1,4 @@
-"""Distances and neighbours, against closed forms and on points with known neighbours."""
+"""Distances and neighbours, compared with closed forms and on points with known neighbours."""
 
 import math
 
@@ -18,14 +18,14 @@ def line(*places: float) -> torch.Tensor:
 
 
 def standardized(count: int, width: int) -> torch.Tensor:
-    """Points whose mean is zero and whose covariance is the identity, to rounding."""
+    """Points with a mean of zero and the identity as covariance, up to rounding."""
     x = points(count, width)
     x = x - x.mean(dim=0)
     return x @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(x.T))).T
 
 
 def test_frechet_distance_of_gaussians_on_common_axes():
-    """|m1 - m2|^2 + sum (s1 - s2)^2, where both covariances are diagonal."""
+    """If both covariances are diagonal, the distance is |m1 - m2|^2 + sum (s1 - s2)^2."""
     x = standardized(500, 4)
     scales, others = torch.tensor([1.0, 2, 0, 0.5]).double(), torch.tensor([3.0, 2, 1, 0]).double()
     mean, other_mean = torch.tensor([1.0, 0, -2, 5]).double(), torch.tensor([0.0, 0, 1, 5]).double()
@@ -35,7 +35,7 @@ def test_frechet_distance_of_gaussians_on_common_axes():
 
 
 def test_frechet_distance_of_gaussians_on_any_axes():
-    """tr (C1 C2)^(1/2) is the sum of the roots of the eigenvalues of C1 C2, from a general solver."""
+    """tr (C1 C2)^(1/2) is the sum of the roots of the eigenvalues of C1 C2, here from a general solver."""
     one, other = points(300, 5) @ points(5, 5, 1), points(400, 5, 2) @ points(5, 5, 3) + 1
     covariances = torch.cov(one.T), torch.cov(other.T)
     cross = torch.linalg.eigvals(covariances[0] @ covariances[1]).real.sqrt().sum()
@@ -46,7 +46,7 @@ def test_frechet_distance_of_gaussians_on_any_axes():
 
 @pytest.mark.parametrize("rank", [6, 2])
 def test_frechet_distance_of_equal_sets_is_zero(rank):
-    """Also where most features never vary, in another order, and moved far away."""
+    """It is zero even if the order differs, most features never vary and the mean is large."""
     x = points(200, rank) @ points(rank, 6, 1) + 100
     order = torch.randperm(200, generator=torch.Generator().manual_seed(2))
     assert distances.frechet_distance(x, x[order]) == pytest.approx(0, abs=1e-10)
@@ -84,9 +84,9 @@ def test_radii_reach_the_kth_other_point():
 
 
 def test_precision_and_recall_of_known_sets():
-    """Data at 0, 1, 2 and 100, 101, 102; with k = 1 each ball has radius 1."""
+    """The data are at 0, 1, 2 and 100, 101, 102. With k = 1 each ball has radius 1."""
     data = line(0, 1, 2, 100, 101, 102)
-    near = line(0.5, 1.5, 1.6, -0.9)  # one of two modes, all within the balls
+    near = line(0.5, 1.5, 1.6, -0.9)  # near one of the two modes, and inside the balls
     assert distances.coverage(near, data, 1) == 1
     assert distances.coverage(data, near, 1) == pytest.approx(2 / 6)  # 0 and 1: the ball around 1.6 ends before 2
     far = line(0, 3.5, 50, 101)
@@ -96,15 +96,15 @@ def test_precision_and_recall_of_known_sets():
     assert found["frechet"] == distances.frechet_distance(near, data)
 
 
-def test_equal_sets_cover_each_other_and_distant_ones_do_not():
+def test_only_near_sets_cover_each_other():
     x = points(60, 4)
     assert distances.coverage(x, x, 3) == 1
     assert distances.coverage(x + 100, x, 3) == 0
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 50, 60, 1000])
-def test_chunks_are_the_whole(monkeypatch, chunk):
-    """On integers, whose distances are exact, and with two sizes that no chunk divides."""
+def test_chunks_equal_the_whole(monkeypatch, chunk):
+    """The points are integers, so their distances are exact. Most chunks divide neither number of points."""
     one, other = (points(53, 3) * 4).round(), (points(61, 3, 1) * 4).round()
     whole = distances.squared_radii(one, 3), distances.coverage(one, other, 3), distances.coverage(other, one, 3)
     assert 0 < whole[1] < 1
@@ -114,7 +114,7 @@ def test_chunks_are_the_whole(monkeypatch, chunk):
 
 
 def test_class_shares_and_their_entropy():
-    """All classes alike: log C; one class alone: zero; and a class that never comes counts nothing."""
+    """The entropy is log C for equal shares, and zero for a single class. A class without images adds nothing."""
     probabilities = torch.eye(4, dtype=torch.float64)[[0, 0, 1, 1, 2, 2, 0, 1]] * 0.9 + 0.02
     shares = distances.class_shares(probabilities)
     assert shares.tolist() == [3 / 8, 3 / 8, 2 / 8, 0]
@@ -124,7 +124,7 @@ def test_class_shares_and_their_entropy():
 
 
 def test_nearest_finds_the_image_and_the_distance():
-    """Against all distances one by one; a copy is at exactly zero, a dim copy at its distance."""
+    """The result agrees with all distances one by one. A copy has a distance of exactly zero."""
     train = torch.rand(40, 784, generator=torch.Generator().manual_seed(0))
     images = torch.rand(250, 784, generator=torch.Generator().manual_seed(1))
     images[0], images[1] = train[17], train[5] * 0.9

@@ -1,17 +1,96 @@
-"""Work trees beside the user's own. With real experiments: test_pipeline."""
+"""Experiments that DVC knows, their runs, and work trees. With real experiments: tests/pipeline."""
+
+import json
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
-from vae import experiments
 from vae.errors import InputError
+from vae.tracking import experiments, worktree
+from vae.tracking.experiments import Experiment
+
+RESULT = Path("metrics/mlflow.json")
 
 
 def test_two_processes_never_share_a_work_tree(tmp_path):
-    """The second would delete what the first is at work in."""
+    """The second process would delete the files of the first."""
     inside = tmp_path / ".dvc/tmp/worktrees/run/file"
     inside.parent.mkdir(parents=True)
     inside.touch()
-    with FileLock(inside.parent.with_suffix(".lock")), pytest.raises(InputError, match="another process is at work"):
-        next(experiments.worktree(tmp_path, "run", "HEAD", keep=True).gen)
+    held = FileLock(inside.parent.with_suffix(".lock"))
+    with held, pytest.raises(InputError, match="another process uses this work tree"):
+        next(worktree.worktree(tmp_path, "run", "HEAD", keep=True).gen)
     assert inside.exists()
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A repository, and a function that commits a metrics/mlflow.json with this text."""
+
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True)
+
+    def commit(text: str) -> None:
+        (tmp_path / RESULT).parent.mkdir(exist_ok=True)
+        (tmp_path / RESULT).write_text(text)
+        git("add", "--all")
+        git("commit", "--quiet", "--message", "state")
+
+    git("init", "--quiet")
+    return tmp_path, commit
+
+
+@pytest.mark.parametrize(
+    ("text", "run"),
+    [(json.dumps({"run_id": "r"}), "r"), ("{}", None), ("not JSON", None), ("<<<<<<< HEAD\n{}\n", None)],
+    ids=["a run", "no run", "broken", "conflict marks"],
+)
+def test_the_run_of_a_revision(repository, text, run):
+    root, commit = repository
+    commit(text)
+    assert experiments.recorded_run(root, "HEAD", RESULT) == run
+
+
+def test_a_revision_without_the_file_has_no_run(repository):
+    root, commit = repository
+    commit("{}")
+    assert experiments.recorded_run(root, "HEAD", Path("metrics/other.json")) is None
+    assert experiments.recorded_run(root, "no-such-revision", RESULT) is None
+
+
+def test_a_folder_that_is_no_dvc_repository_is_one_clear_error(tmp_path):
+    with pytest.raises(InputError, match="run from the root of the repository") as caught:
+        experiments.experiments(tmp_path, RESULT)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_an_experiment_is_recorded_again_from_its_files(tmp_path, monkeypatch):
+    """In a work tree of its baseline, with its files as uncommitted changes and its name in the environment."""
+    done = []
+
+    @contextmanager
+    def tree(root, name, commit, keep):
+        done.append(("tree", root, name, commit, keep))
+        yield tmp_path
+
+    def execute(command, folder, environment=None):
+        done.append((*command, folder, environment))
+
+    monkeypatch.setattr(experiments, "worktree", tree)
+    monkeypatch.setattr(experiments, "execute", execute)
+    monkeypatch.setattr(experiments, "git", lambda *words, folder: execute(["git", *words], folder))
+    experiments.record_again(Path("/root"), Experiment("mine", "revision", "baseline", None))
+    assert done == [
+        ("tree", Path("/root"), "record-mine", "baseline", False),
+        ("git", "checkout", "revision", "--", ".", tmp_path, None),
+        ("git", "reset", "--quiet", tmp_path, None),
+        ("dvc", "checkout", "--force", tmp_path, None),
+        (
+            *("dvc", "repro", "--single-item", "--force", "track", tmp_path),
+            {"DVC_ROOT": "/root", "DVC_EXP_NAME": "mine", "DVC_EXP_BASELINE_REV": "baseline"},
+        ),
+    ]

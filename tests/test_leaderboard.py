@@ -12,38 +12,10 @@ from vae import model, params
 from vae.errors import InputError
 from vae.evaluation import leaderboard, readme
 
-EVALUATION = {
-    "neg_elbo_nats": 90.126,
-    "neg_elbo_nats_stderr": 0.25,
-    "fitted_neg_elbo_nats": 89.5,
-    "nll_iw_nats": 85.0,
-    "nll_iw_nats_stderr": 0.21,
-    "importance_samples": 50,
-    "rate_nats": 25.0,
-    "distortion_nats": 65.126,
-    "neg_elbo_grey_nats": 91.5,
-    "active_units": 20,
-    "binarization_sha256": "0",
-}
-QUALITY = {
-    "frechet_binary": 8.13,
-    "frechet_binary_stderr": 0.24,
-    "precision_binary": 0.817,
-    "recall_binary": 0.83,
-    "frechet_binary_train": 1.06,
-    "precision_binary_train": 0.855,
-    "recall_binary_train": 0.878,
-    "frechet_grey": 1.0,
-}
 
-
-def row(recipe: str, seed: int = 0, **changes: float) -> leaderboard.Row:
-    return leaderboard.row(recipe, seed, 1234567, 90.0, EVALUATION | changes, QUALITY)
-
-
-def test_rows_come_back_and_are_replaced(tmp_path):
+def test_rows_are_read_and_replaced(row, tmp_path):
     rows = [row("a", 0), row("a", 1)]
-    lines = ([row[name] for name in leaderboard.COLUMNS] for row in rows)
+    lines = ([each[name] for name in leaderboard.COLUMNS] for each in rows)
     files.write_csv(tmp_path / "board.csv", leaderboard.COLUMNS, lines)
     assert leaderboard.read(tmp_path / "board.csv") == rows
     assert leaderboard.read(tmp_path / "none.csv") == []
@@ -52,7 +24,7 @@ def test_rows_come_back_and_are_replaced(tmp_path):
 
 
 class Stored:
-    """A store that has the run `r` of the model, with these files among its artifacts."""
+    """A store with the run `r` of the model, and the text of two of its artifacts: params.yaml and hashes.json."""
 
     model_sha256 = ""
     artifacts: tuple[str, ...] = ()
@@ -76,15 +48,15 @@ def store(monkeypatch) -> Stored:
 
 
 @pytest.fixture
-def results(root, vae, store, tmp_path, monkeypatch) -> dict:
+def results(root, vae, store, evaluation, quality, tmp_path, monkeypatch) -> dict:
     """The arguments of the script, with the files of a small model."""
     paths = {name: tmp_path / f"{name}.json" for name in ("evaluation", "quality", "run")}
     pages = {name: tmp_path / f"{name}.md" for name in ("readme", "page")}
     weights, params_file = tmp_path / "vae.safetensors", root / "params.yaml"
     model.save(vae(), weights)
     store.model_sha256 = files.sha256(weights)
-    quality = QUALITY | {"model_sha256": store.model_sha256}
-    for path, values in zip(paths.values(), (EVALUATION, quality, {"run_id": "r"}), strict=True):
+    measured = quality | {"model_sha256": store.model_sha256}
+    for path, values in zip(paths.values(), (evaluation, measured, {"run_id": "r"}), strict=True):
         path.write_text(json.dumps(values))
     for page in pages.values():
         page.write_text("<!-- results: begin -->\n<!-- results: end -->\n")
@@ -107,12 +79,10 @@ def test_the_script_adds_the_present_results(results, vae):
     assert readme.results([found]) in results["page"].read_text()
 
 
-@pytest.mark.parametrize(
-    ("name", "content"), [("quality", QUALITY | {"model_sha256": "0"}), ("run", {"run_id": "old"})]
-)
-def test_figures_of_another_model_are_refused(results, name, content):
+@pytest.mark.parametrize(("name", "change"), [("quality", {"model_sha256": "0"}), ("run", {"run_id": "old"})])
+def test_figures_of_another_model_are_refused(results, name, change):
     """A row never joins figures that were measured before and after the model was trained again."""
-    results[name].write_text(json.dumps(content))
+    results[name].write_text(json.dumps(json.loads(results[name].read_text()) | change))
     with pytest.raises(InputError, match=rf"{name}\.json was measured on another model.*dvc repro && dvc repro q"):
         script.main(**results)
     assert not results["board"].exists()
@@ -125,7 +95,7 @@ def test_a_row_has_the_name_of_a_recipe(results, name):
     assert not results["board"].exists()
 
 
-def test_a_row_is_what_its_recipe_makes(results):
+def test_a_run_of_another_recipe_is_refused(results):
     """Otherwise `minute` could appear as `two-hours`. Another seed, or more samples, is the same recipe."""
     recipe = results["recipes"] / "mine.sh"
     recipe.write_text("dvc exp run -S train.epochs=5 \\\n  -S 'model.channels=[16,32]' -S train.seed=3\n")
@@ -138,6 +108,7 @@ def test_a_row_is_what_its_recipe_makes(results):
 
 
 def test_bounds_of_another_state_are_refused(results, store):
+    """The file must have the hash that the run has recorded."""
     text, hashes = store.artifacts
     store.artifacts = text, hashes.replace('": "', '": "0')
     with pytest.raises(InputError, match=r"evaluation\.json differs from the one recorded in run r; `dvc repro`"):
@@ -145,17 +116,15 @@ def test_bounds_of_another_state_are_refused(results, store):
     assert not results["board"].exists()
 
 
-def test_samples_that_were_not_measured_are_asked_for(results):
+def test_a_missing_measurement_of_samples_is_an_error(results):
     results["quality"].unlink()
     with pytest.raises(InputError, match=r"quality\.json: no such file; `dvc repro quality/dvc\.yaml`"):
         script.main(**results)
 
 
 def test_leaderboard_has_the_published_run(root):
-    """The rows of the recipe `minute` have the figures of the committed model, each with more samples.
-
-    A workspace with other results cannot tell. Once they are committed, `make leaderboard` adds them.
-    """
+    """The rows of the recipe `minute` have the figures of the committed model, from more samples.
+    The test is skipped if the workspace has other results. Once they are committed, `make leaderboard` adds them."""
     git = ["git", "diff", "--quiet", "HEAD", "--", "params.yaml", "metrics/evaluation.json"]
     if subprocess.run(git, cwd=root, check=False).returncode:
         pytest.skip("the workspace has results that are not committed")

@@ -1,4 +1,4 @@
-"""Data-set means: against quadrature, chunk by chunk, and with the keys of metrics/evaluation.json."""
+"""Means over a data set: compared with quadrature, in chunks, and with the keys of metrics/evaluation.json."""
 
 import hashlib
 import math
@@ -13,6 +13,7 @@ from pipeline import evaluate as script
 from vae import data, model, objective
 from vae.errors import InputError
 from vae.evaluation import metrics
+from vae.idx import PIXELS
 from vae.params import Evaluate
 
 MEANS = [
@@ -38,20 +39,20 @@ def generator(seed: int = 0) -> torch.Generator:
 @pytest.fixture
 def binary():
     """Six binary images, float64."""
-    return torch.bernoulli(torch.full((6, data.PIXELS), 0.4, dtype=torch.float64), generator=generator(7))
+    return torch.bernoulli(torch.full((6, PIXELS), 0.4, dtype=torch.float64), generator=generator(7))
 
 
 @pytest.fixture
 def grey():
-    """Forty grey images, some of their pixels black or white."""
-    images = torch.randint(-100, 356, (40, data.PIXELS), generator=generator(8))
+    """Forty grey images, with some black and some white pixels."""
+    images = torch.randint(-100, 356, (40, PIXELS), generator=generator(8))
     return images.clamp(0, 255).to(torch.uint8)
 
 
 def definitions(rate: torch.Tensor, distortion: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """What `metrics.bounds` streams, from all samples at once. (B, K), (B, K) -> (B,) each."""
+    """The results of `metrics.bounds`, from all samples at once. (B, K), (B, K) -> (B,) each."""
     log_w = -(rate + distortion)
-    share = torch.softmax(log_w, dim=1)  # w over the sum of all
+    share = torch.softmax(log_w, dim=1)  # w / sum_k w
     nll = math.log(log_w.shape[1]) - torch.logsumexp(log_w, dim=1)
     return rate.mean(dim=1), distortion.mean(dim=1), nll, 1 / share.square().sum(dim=1)
 
@@ -59,15 +60,13 @@ def definitions(rate: torch.Tensor, distortion: torch.Tensor) -> tuple[torch.Ten
 @torch.no_grad()
 @pytest.mark.parametrize("prior", ["standard-normal", "mixture", "flow"])
 def test_importance_weighted_bound_against_quadrature(plane, log_likelihood, binary, float64, prior):
-    """With many samples it is -log p(x), image by image, within 5 standard errors of the estimate.
-
-    The standard error is that of the log of a mean: the relative deviation of w over the root of K.
-    """
+    """With many samples the bound of each image is -log p(x), within 5 standard errors.
+    The standard error of the log of a mean is the relative deviation of w, divided by sqrt K."""
     model, samples = plane(prior), 6000
     expected = -log_likelihood(model, binary)
     nll = metrics.bounds(model, binary, samples, generator()).nll
     _, rate, distortion = objective.log_weights(model, binary, model.encode(binary), 1000, generator(1))
-    w = torch.softmax(-(rate + distortion), dim=1) * 1000  # relative to their mean
+    w = torch.softmax(-(rate + distortion), dim=1) * 1000  # divided by their mean
     stderr = w.std(dim=1) / math.sqrt(samples)
     assert (stderr < 0.1).all()
     assert ((nll - expected).abs() < 5 * stderr).all()
@@ -76,7 +75,7 @@ def test_importance_weighted_bound_against_quadrature(plane, log_likelihood, bin
 
 @torch.no_grad()
 def test_bound_tightens_with_more_samples(plane, log_likelihood, binary, float64):
-    """E[nll] does not rise with K (Burda et al. 2016, theorem 1), within 4 standard errors of repeated draws."""
+    """E[nll] does not rise with K (Burda et al. 2016, theorem 1), within 4 standard errors over repeated draws."""
     model, repeats = plane("standard-normal"), 60
     draws = {}
     for samples in (1, 2, 5, 20, 100):
@@ -94,7 +93,7 @@ def test_bound_tightens_with_more_samples(plane, log_likelihood, binary, float64
 @torch.no_grad()
 @pytest.mark.parametrize("samples", [1, 2, 7, 5000])
 def test_bound_with_the_exact_posterior(linear_gaussian, float64, samples):
-    """Every weight is p(x), so the bound is -log p(x) for any K and every sample counts, to float64 rounding."""
+    """Every weight is p(x). So the bound is -log p(x) and the effective sample size is K, up to float64 rounding."""
     model = linear_gaussian()
     found = metrics.bounds(model, model.x, samples, generator())
     torch.testing.assert_close(-found.nll, model.log_p_x, rtol=1e-12, atol=0)
@@ -105,11 +104,11 @@ def test_bound_with_the_exact_posterior(linear_gaussian, float64, samples):
 @torch.no_grad()
 @pytest.mark.parametrize(("shift", "stretch"), [(0.0, 1.3), (0.7, 1.3), (-0.5, 1.0)])
 def test_bound_with_another_posterior(linear_gaussian, float64, shift, stretch):
-    """Each image's bound is within 5 standard errors of -log p(x); the standard error is that of the log of a mean."""
+    """The bound of each image is within 5 standard errors of -log p(x), with the standard error of the log of a mean."""
     model, samples = linear_gaussian(shift, stretch), 40000
     nll = metrics.bounds(model, model.x, samples, generator()).nll
     _, rate, distortion = objective.log_weights(model, model.x, model.encode(model.x), samples, generator(1))
-    w = torch.exp(-(rate + distortion) - model.log_p_x[:, None])  # of mean 1
+    w = torch.exp(-(rate + distortion) - model.log_p_x[:, None])  # their mean is 1
     stderr = w.std(dim=1) / math.sqrt(samples)
     assert (stderr < 0.02).all()
     assert ((nll + model.log_p_x).abs() < 5 * stderr).all()
@@ -117,7 +116,7 @@ def test_bound_with_another_posterior(linear_gaussian, float64, shift, stretch):
 
 @torch.no_grad()
 def test_bound_is_above_the_truth_and_tightens(linear_gaussian, float64):
-    """Over repeated draws the mean bound falls with K towards -log p(x) and, by 4 standard errors, not below it."""
+    """The mean over repeated draws falls with K towards -log p(x), and not below it by 4 standard errors."""
     model, repeats = linear_gaussian(0.7, 1.3), 1500
     excess = []
     for samples in (1, 3, 10, 100):
@@ -132,11 +131,8 @@ def test_bound_is_above_the_truth_and_tightens(linear_gaussian, float64):
 
 @torch.no_grad()
 def test_effective_sample_size_against_its_expectation(linear_gaussian, float64):
-    """With many samples ESS / K is 1 / E_q[(p(z|x) / q(z|x))^2], here of two Gaussians in closed form.
-
-    For each latent, with deviation ratio r of q to the posterior and no shift, the expectation is
-    r^2 / sqrt(2 r^2 - 1).
-    """
+    """With many samples ESS / K is 1 / E_q[(p(z|x) / q(z|x))^2], which two Gaussians have in closed form.
+    If q has no shift and r times the deviation of the posterior, E is r^2 / sqrt(2 r^2 - 1) for each latent."""
     stretch, samples = 1.3, 200000
     model = linear_gaussian(0.0, stretch)
     share = metrics.bounds(model, model.x, samples, generator()).effective_sample_size / samples
@@ -145,7 +141,7 @@ def test_effective_sample_size_against_its_expectation(linear_gaussian, float64)
 
 
 def test_weights_of_any_size():
-    """Log-weights far beyond the range of exp, in chunks: the logarithm of the mean, and the samples that count."""
+    """Log-weights may be far outside the range of exp. The log of the mean and the sample size are still right."""
     weights = metrics.ImportanceWeights(2, torch.device("cpu"))
     weights.add(torch.tensor([[-2000.0, -2000.0], [900.0, -900.0]], dtype=torch.float64))
     weights.add(torch.tensor([[-2000.0], [900.0]], dtype=torch.float64))
@@ -157,7 +153,7 @@ def test_weights_of_any_size():
 
 @torch.no_grad()
 def test_bounds_are_their_definitions(plane, binary, float64):
-    """Means of rate and distortion, the log of the mean weight, and Kong's sample size, from the same samples."""
+    """They are means of rate and distortion, the log of the mean weight, and Kong's effective sample size."""
     model = plane("mixture")
     found = metrics.bounds(model, binary, 7, generator(3))
     _, rate, distortion = objective.log_weights(model, binary, model.encode(binary), 7, generator(3))
@@ -167,7 +163,7 @@ def test_bounds_are_their_definitions(plane, binary, float64):
 @torch.no_grad()
 @pytest.mark.parametrize("prior", ["standard-normal", "mixture", "flow"])
 def test_one_sample_is_the_elbo(plane, binary, float64, prior):
-    """With K = 1 the two bounds are the same number, and with more the importance-weighted one is never above."""
+    """With K = 1 the two bounds are equal. With more samples the importance-weighted bound is below the neg-ELBO."""
     model = plane(prior)
     rate, distortion, nll, effective = metrics.bounds(model, binary, 1, generator())
     torch.testing.assert_close(nll, rate + distortion, rtol=1e-13, atol=0)
@@ -179,7 +175,7 @@ def test_one_sample_is_the_elbo(plane, binary, float64, prior):
 
 @pytest.mark.parametrize("chunk", [1, 6, 11, 12, 13, 60, 10**6])
 def test_chunks_of_samples(monkeypatch, plane, binary, chunk):
-    """The running sums are those over all samples at once, whatever the chunk, to float64 rounding."""
+    """For any chunk, the running sums equal the sums over all samples at once, up to float64 rounding."""
     rate, distortion = torch.rand(2, 6, 25, dtype=torch.float64, generator=generator()) * 800
     used = []
 
@@ -193,12 +189,12 @@ def test_chunks_of_samples(monkeypatch, plane, binary, chunk):
     found = metrics.bounds(plane("standard-normal"), binary, 25, generator())
     assert sum(used) == 25
     assert max(used) * len(binary) <= max(chunk, len(binary))
-    assert len(set(used[:-1])) <= 1  # parts of one size, and a remainder
+    assert len(set(used[:-1])) <= 1  # equal parts, and a remainder
     torch.testing.assert_close(tuple(found), definitions(rate, distortion), rtol=1e-11, atol=1e-11)
 
 
 def test_images_are_encoded_once(monkeypatch, plane, binary):
-    """However many chunks the samples of an image come in."""
+    """An image is encoded once, even if its samples come in several chunks."""
     model, encoded = plane("mixture"), []
     model.encode.register_forward_hook(lambda _module, args, _output: encoded.append(len(args[0])))
     monkeypatch.setattr(metrics, "CHUNK", len(binary))
@@ -208,11 +204,11 @@ def test_images_are_encoded_once(monkeypatch, plane, binary):
 
 @torch.no_grad()
 def test_chunks_of_images(monkeypatch, plane, float64):
-    """Image by image the same noise: chunks of images give what one pass gives, to float64 rounding."""
+    """With the same noise for each image, chunks of images equal one pass, up to float64 rounding."""
     model = plane("mixture")
-    x = torch.bernoulli(torch.full((32, data.PIXELS), 0.4), generator=generator(7))
+    x = torch.bernoulli(torch.full((32, PIXELS), 0.4), generator=generator(7))
     whole = metrics.over_images(model, x, 8, generator(), "whole")
-    monkeypatch.setattr(metrics, "CHUNK", 64)  # eight images of eight samples: 128 numbers a draw
+    monkeypatch.setattr(metrics, "CHUNK", 64)  # 8 images with 8 samples each
     parts = metrics.over_images(model, x, 8, generator(), "parts")
     for one, other in zip(whole, parts, strict=True):
         assert one.shape == (32,)
@@ -221,20 +217,20 @@ def test_chunks_of_images(monkeypatch, plane, float64):
 
 @pytest.mark.parametrize("chunk", [1, 50, 300])
 def test_chunks_give_the_same_means(monkeypatch, vae, grey, chunk, perturb):
-    """Other chunks draw other noise, and every mean agrees within 5 standard errors of that noise."""
+    """Other chunks draw other noise. Every mean agrees within 5 standard errors of this noise."""
     model = perturb(vae())
     rows = {}
     for size in (4096, chunk):
         monkeypatch.setattr(metrics, "CHUNK", size)
         x = data.binarize(grey, generator(5))
         rows[size] = torch.stack(metrics.over_images(model, x, 40, generator(6), "")).double()
-    for difference in rows[chunk] - rows[4096]:  # (N,): of rate, distortion, nll and effective sample size
+    for difference in rows[chunk] - rows[4096]:  # rate, distortion, nll and effective sample size, (N,) each
         assert 0 < difference.mean().abs() < 5 * difference.std() / math.sqrt(len(grey))
 
 
 @torch.no_grad()
 def test_posterior_in_chunks(monkeypatch, plane, binary, float64):
-    """All images' mu and logvar, whatever the chunk."""
+    """Any chunk gives mu and logvar of all images."""
     model = plane("standard-normal")
     monkeypatch.setattr(metrics, "CHUNK", 4)
     mu, logvar = metrics.posterior(model, binary)
@@ -242,8 +238,8 @@ def test_posterior_in_chunks(monkeypatch, plane, binary, float64):
     torch.testing.assert_close((mu, logvar), expected, rtol=1e-13, atol=1e-14)
 
 
-def test_mean_and_its_standard_error():
-    """The deviation with N - 1, over the root of N, summed in float64."""
+def test_means_and_their_standard_errors():
+    """The error is the deviation with N - 1, divided by sqrt N. Sums are in float64."""
     large = torch.tensor([2.0**24, 1.0, 1.0, 1.0], dtype=torch.float32)
     result = metrics.means({"small": torch.tensor([1.0, 2.0, 3.0, 6.0]), "large": large})
     assert list(result) == ["small", "large", "small_stderr", "large_stderr"]
@@ -253,7 +249,7 @@ def test_mean_and_its_standard_error():
 
 
 def test_active_units():
-    """Latents whose posterior mean varies by more than 0.01 over images; a large but constant mean does not count."""
+    """A latent counts if the variance of its posterior mean is above 0.01. A large constant mean does not count."""
     wave = torch.tensor([1.0, -1.0] * 500, dtype=torch.float64)  # variance 1000 / 999
     scale = torch.tensor([1.0, 0.101, 0.099, 0.0, 30.0], dtype=torch.float64)
     mu = wave[:, None] * scale + torch.tensor([0.0, 0.0, 0.0, 50.0, 5.0])
@@ -261,7 +257,7 @@ def test_active_units():
 
 
 def test_latent_kl_against_distributions():
-    """E_x KL(q(z_d|x) || N(m_d, v_d)), with the moments of the aggregate posterior."""
+    """E_x KL(q(z_d|x) || N(m_d, v_d)), where m_d and v_d are the moments of the aggregate posterior."""
     mu, logvar = (torch.randn(200, 3, dtype=torch.float64, generator=generator(seed)) for seed in (0, 1))
     mean, variance = mu.mean(dim=0), mu.var(dim=0, correction=0) + logvar.exp().mean(dim=0)
     q = Normal(mu, (0.5 * logvar).exp())
@@ -270,14 +266,26 @@ def test_latent_kl_against_distributions():
 
 
 def test_a_latent_that_ignores_the_image_carries_nothing():
-    """Zero nats where q(z_d|x) is the same for all x."""
+    """If q(z_d|x) is the same for all x, the latent has zero nats."""
     mu, logvar = torch.full((50, 2), 3.0, dtype=torch.float64), torch.full((50, 2), -1.0, dtype=torch.float64)
     torch.testing.assert_close(metrics.latent_kl(mu, logvar), torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-14)
 
 
+@torch.no_grad()
+def test_traversals(plane, float64):
+    """Each row changes one latent of the first image, from -3 to 3 deviations of that latent over all images."""
+    model, mu = plane("standard-normal"), torch.randn(50, 2, generator=generator()) * torch.tensor([2.0, 0.5])
+    images = metrics.traversals(model, mu, torch.tensor([1, 0]), 5)
+    assert images.shape == (2, 5, PIXELS)
+    for row, latent in enumerate((1, 0)):
+        z = mu[:1].repeat(5, 1)
+        z[:, latent] += torch.tensor([-3.0, -1.5, 0.0, 1.5, 3.0]) * mu[:, latent].std()
+        torch.testing.assert_close(images[row], model.means(z), rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("prior", ["standard-normal", "mixture", "flow"])
-def test_evaluation_is_the_contract(vae, grey, perturb, prior):
-    """The keys of metrics/evaluation.json, and the relations that hold between its numbers."""
+def test_keys_of_an_evaluation(vae, grey, perturb, prior):
+    """The evaluation has the keys of metrics/evaluation.json, and its numbers fit together."""
     result = metrics.evaluate(perturb(vae(prior=prior)), grey, grey, settings(20, 10, 0))
     assert set(result) == {*MEANS, *(f"{name}_stderr" for name in MEANS), *OTHERS}
     assert all(math.isfinite(value) for value in result.values() if not isinstance(value, str))
@@ -291,7 +299,7 @@ def test_evaluation_is_the_contract(vae, grey, perturb, prior):
 
 
 def test_evaluation_of_a_known_model(vae, grey):
-    """Zero logits and q = p: every bound is 784 ln 2 for certain, one bit a pixel, and no latent is used."""
+    """With zero logits and q = p, every bound is 784 ln 2 without noise: one bit per pixel. No latent is active."""
     model = vae()
     with torch.no_grad():
         for layer in (model.encode.layers[-1], model.decode.layers[-1]):
@@ -307,8 +315,8 @@ def test_evaluation_of_a_known_model(vae, grey):
     assert result["active_units"] == 0
 
 
-def test_evaluation_is_of_its_seed_alone(vae, grey, perturb):
-    """The same seed gives the same numbers bit for bit, whatever was drawn before; another seed others."""
+def test_the_seed_decides_the_evaluation(vae, grey, perturb):
+    """Equal seeds give equal numbers bit for bit, for any state of the global generator. Another seed gives others."""
     model = perturb(vae(prior="mixture"))
     first = metrics.evaluate(model, grey, grey, settings(5, 3, 0))
     torch.manual_seed(99)
@@ -319,7 +327,7 @@ def test_evaluation_is_of_its_seed_alone(vae, grey, perturb):
 
 
 def test_every_model_is_scored_on_the_same_bits(vae, grey):
-    """The binarization is the seed's alone, whatever the model, its prior and the numbers of samples."""
+    """Only the seed decides the binarization, for any model, prior and number of samples."""
     hashes = set()
     for seed, (prior, latent_dim, samples) in enumerate([("standard-normal", 3, 2), ("mixture", 2, 5), ("flow", 4, 1)]):
         model = vae(seed, prior=prior, latent_dim=latent_dim)
@@ -329,7 +337,7 @@ def test_every_model_is_scored_on_the_same_bits(vae, grey):
 
 
 def test_samples_of_each_score(vae, grey, monkeypatch):
-    """Only the images that the model was fitted to have one sample each."""
+    """Binary and grey test images have the configured numbers of samples. Training images have one sample each."""
     taken, over_images = [], metrics.over_images
 
     def watched(model, images, samples, *rest):
@@ -341,12 +349,12 @@ def test_samples_of_each_score(vae, grey, monkeypatch):
     assert taken == [(40, 7), (40, 3), (30, 1)]
 
 
-def test_the_script_scores_in_the_precision_of_its_own_section(small, vae, digits_folder, tmp_path, monkeypatch):
+def test_the_script_uses_the_precision_of_its_section(small, vae, digits_folder, tmp_path, monkeypatch):
     def stop(_place, precision):
         raise InputError(precision)
 
     sections = {"train": {"precision": "bf16"}, "evaluate": {"precision": "fp32"}}
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))  # the cores are locked there
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))  # the folder of the locks of cores
     monkeypatch.setattr(script, "load", lambda _: small(**sections))
     monkeypatch.setattr(script.device, "autocast", stop)
     model.save(vae(), tmp_path / "vae.safetensors")
@@ -355,7 +363,7 @@ def test_the_script_scores_in_the_precision_of_its_own_section(small, vae, digit
 
 
 def test_score_against_grey_values(vae, grey, perturb):
-    """Cross-entropy against grey values plus KL, here by torch alone, within 5 standard errors for each image."""
+    """The score is the cross-entropy with grey values plus the KL divergence, within 5 standard errors."""
     model, count = perturb(vae()), 400
     x = data.unit(grey)
     result = metrics.evaluate(model, grey, grey, settings(1, count, 0))
@@ -367,14 +375,14 @@ def test_score_against_grey_values(vae, grey, perturb):
         target = x.expand_as(logits)
         losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(dim=-1).double()
         losses = losses.mean(dim=1) + kl_divergence(q, Normal(0.0, 1.0)).sum(dim=-1).double().mean()  # (K,)
-    rates = kl_divergence(q, Normal(0.0, 1.0)).sum(dim=-1)  # the sampled rate is noisy: about the root of 2 KL
+    rates = kl_divergence(q, Normal(0.0, 1.0)).sum(dim=-1)  # the deviation of a sampled rate is about sqrt(2 KL)
     noise = math.sqrt(losses.var().item() / count * 2 + (2 * rates.mean().item() + 3) / (count * len(grey)))
     assert abs(result["neg_elbo_grey_nats"] - losses.mean().item()) < 5 * noise
 
 
 @torch.no_grad()
-def test_score_against_grey_values_is_the_expected_dynamic_one(plane, grey, float64):
-    """E over binarizations of -log p(x|z), at z ~ q(z|grey), is the cross-entropy with the grey values."""
+def test_score_against_grey_values_is_the_mean_over_binarizations(plane, grey, float64):
+    """The mean of -log p(x|z) over binarizations x, with z from the grey image, is the cross-entropy with its greys."""
     model, draws = plane("standard-normal"), 2000
     z = model.encode(data.unit(grey[:1]).double())[0]
     logits = model.decode(z)

@@ -429,7 +429,7 @@ def test_digits(digits_folder, tmp_path):
     original = bunch.images.reshape(-1, 4, 2, 4, 2).mean(axis=(2, 4)) * 255 / 16
     assert np.abs(coarse - original).mean() < 8  # of 255
     again = tmp_path / "again"
-    assert mirrors.download("digits", again, {"MNIST_MIRROR": "nowhere"}) == ["bundled with scikit-learn"]
+    assert mirrors.download("digits", again, {"MNIST_MIRROR": "nowhere"}) == ["an installed package"]
     assert contents(again) == contents(digits_folder)
 
 

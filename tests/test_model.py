@@ -1,4 +1,4 @@
-"""The networks' shapes, and the model file: the same bytes, and no code in it."""
+"""The networks: shapes, precision, samples, and a file without code whose bytes repeat."""
 
 import json
 import pickle
@@ -11,16 +11,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from vae import model, params
-from vae.data import PIXELS
+from vae import layers, model, params
 from vae.errors import InputError
+from vae.idx import PIXELS
 
 PRIORS = ["standard-normal", "mixture", "flow"]
 ARCHITECTURES = ["mlp", "conv"]
 
 
-def test_what_the_schema_allows_is_what_can_be_built():
-    """A name in one of the two places alone would be refused, or end a training with a KeyError."""
+def test_every_name_in_the_schema_can_be_built():
+    """The schema would refuse any other name, and a name without a class would end a training with a KeyError."""
     fields = params.Model.model_fields
     assert set(get_args(fields["prior"].annotation)) == set(model.PRIORS) == set(PRIORS)
     for networks in (model.ENCODERS, model.DECODERS):
@@ -28,7 +28,7 @@ def test_what_the_schema_allows_is_what_can_be_built():
 
 
 def refused(path) -> str:
-    """The message with which a file is refused: one line that names it and the way out."""
+    """The error for a file. It is one line that names the file and the way out."""
     with pytest.raises(InputError) as caught:
         model.load(path)
     message = str(caught.value)
@@ -54,7 +54,7 @@ def saved(vae, tmp_path):
 
 @torch.no_grad()
 def test_shapes(vae, images):
-    """(B, P) -> two of (B, D); (..., D) -> (..., P); widths are those of the configuration."""
+    """(B, P) -> (B, D), (B, D) and (..., D) -> (..., P), by layers of the configured widths."""
     network = vae(encoder=[32, 8], decoder=[9, 10, 11], latent_dim=4)
     mu, logvar = network.encode(images)
     assert mu.shape == logvar.shape == (5, 4)
@@ -68,7 +68,7 @@ def test_shapes(vae, images):
 @pytest.mark.parametrize("channels", [[2, 3], [5, 4]])
 @pytest.mark.parametrize("blocks", [0, 1, 2])
 def test_shapes_of_convolutions(vae, images, channels, blocks):
-    """The same shapes as those of linear layers, whatever the channels and the number of blocks."""
+    """The same shapes as with linear layers, for any channels and any number of blocks."""
     network = vae(architecture="conv", channels=channels, blocks=blocks, latent_dim=4)
     mu, logvar = network.encode(images)
     assert mu.shape == logvar.shape == (5, 4)
@@ -78,8 +78,8 @@ def test_shapes_of_convolutions(vae, images, channels, blocks):
 
 @torch.no_grad()
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_images_are_on_their_own(vae, images, float64, perturb, architecture):
-    """No image depends on the others of its batch, in the encoder and in the decoder, nor on how they lie in memory."""
+def test_images_are_independent(vae, images, float64, perturb, architecture):
+    """Neither encoding nor decoding depends on the other images of the batch, or on the layout in memory."""
     network = perturb(vae(architecture=architecture))
     x = images.double()
     mu, logvar = network.encode(x)
@@ -92,8 +92,8 @@ def test_images_are_on_their_own(vae, images, float64, perturb, architecture):
 
 
 @torch.no_grad()
-def test_convolutions_keep_places(vae, float64, perturb):
-    """A pixel moves the features of its own place in the encoder; a feature moves the pixels of its in the decoder."""
+def test_convolutions_are_local(vae, float64, perturb):
+    """A pixel changes only features near it in the encoder. A feature changes only pixels near it in the decoder."""
     network = perturb(vae(architecture="conv"))
     features = []
     network.encode.down.register_forward_hook(lambda _module, _input, output: features.append(output))
@@ -120,7 +120,7 @@ def test_convolutions_keep_places(vae, float64, perturb):
 
 @torch.no_grad()
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_bias_of_each_pixel(vae, float64, perturb, architecture):
+def test_each_pixel_has_a_bias(vae, float64, perturb, architecture):
     """The decoder's bias is added to the logit of its own pixel, in the order of the pixels."""
     network = perturb(vae(architecture=architecture))
     z = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
@@ -132,21 +132,21 @@ def test_bias_of_each_pixel(vae, float64, perturb, architecture):
 
 @torch.no_grad()
 def test_mlp_is_linear_maps_and_relus():
-    """A ReLU between two layers, and none after the last."""
+    """There is a ReLU between two layers, and none after the last."""
     torch.manual_seed(0)
-    layers = model.mlp([3, 4, 5]).double()
+    network = layers.mlp([3, 4, 5]).double()
     x = torch.randn(7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    hidden = (x @ layers[0].weight.T + layers[0].bias).clamp_min(0)
-    expected = hidden @ layers[2].weight.T + layers[2].bias
+    hidden = (x @ network[0].weight.T + network[0].bias).clamp_min(0)
+    expected = hidden @ network[2].weight.T + network[2].bias
     assert (expected < 0).any()
-    torch.testing.assert_close(layers(x), expected, rtol=1e-13, atol=1e-14)
+    torch.testing.assert_close(network(x), expected, rtol=1e-13, atol=1e-14)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_mixed_precision_keeps_the_parameters_of_q(vae, images, dtype, architecture):
-    """Under autocast the products are rounded, but mu and logvar come out as float32."""
+    """Autocast rounds the matrix products to bfloat16, but mu and logvar are float32."""
     network = vae(architecture=architecture)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         mu, logvar = network.encode(images)
@@ -158,7 +158,7 @@ def test_mixed_precision_keeps_the_parameters_of_q(vae, images, dtype, architect
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("prior", PRIORS)
 def test_double_precision_throughout(vae, images, prior, architecture, float64, perturb):
-    """A float64 model computes in float64: nothing in between is rounded to float32."""
+    """A float64 model computes in float64. No intermediate value is rounded to float32."""
     network = perturb(vae(prior=prior, architecture=architecture).double())
     mu, logvar = network.encode(images.double())
     assert mu.dtype == logvar.dtype == network.decode(mu).dtype == network.prior.log_prob(mu).dtype == torch.float64
@@ -172,9 +172,62 @@ def test_double_precision_throughout(vae, images, prior, architecture, float64, 
 
 @torch.no_grad()
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("shape", [(4, 3), (2, 5, 3)])
+def test_means_are_sigmoids_of_logits(vae, float64, perturb, shape, architecture):
+    """E[x|z] = 1 / (1 + e^-logits), for any leading shape."""
+    network = perturb(vae(architecture=architecture))
+    z = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    means = network.means(z)
+    assert means.shape == (*shape[:-1], PIXELS)
+    torch.testing.assert_close(means, 1 / (1 + torch.exp(-network.decode(z))), rtol=1e-12, atol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_mixed_precision_keeps_the_sigmoid_in_float32(vae, architecture):
+    """Autocast gives bfloat16 logits, but means are float32 sigmoids of them, and samples are float32 too."""
+    network, z = vae(architecture=architecture), torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, means = network.decode(z), network.means(z)
+        sampled = network.sample(4, torch.Generator().manual_seed(0))
+    assert logits.dtype == torch.bfloat16
+    assert means.dtype == sampled.dtype == torch.float32
+    assert torch.equal(means, torch.sigmoid(logits.float()))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prior", PRIORS)
+def test_samples_are_means_of_samples_of_the_prior(vae, float64, perturb, prior):
+    """Equal seeds give equal images, for any state of the global generator. Another seed gives others."""
+    network = perturb(vae(prior=prior))
+    first = network.sample(7, torch.Generator().manual_seed(5))
+    torch.manual_seed(99)
+    assert torch.equal(first, network.sample(7, torch.Generator().manual_seed(5)))
+    assert not torch.equal(first, network.sample(7, torch.Generator().manual_seed(6)))
+    expected = network.means(network.prior.sample(7, torch.Generator().manual_seed(5)))
+    torch.testing.assert_close(first, expected, rtol=1e-12, atol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("count", [1, 6, 7, 20])
+def test_samples_do_not_depend_on_the_chunk(vae, float64, perturb, monkeypatch, count):
+    """Any number of samples comes back, decoded in chunks of at most 6."""
+    network, decoded = perturb(vae(prior="mixture")), []
+    whole = network.sample(count, torch.Generator().manual_seed(0))
+    monkeypatch.setattr(model, "CHUNK", 6)
+    network.decode.register_forward_hook(lambda _module, args, _output: decoded.append(len(args[0])))
+    parts = network.sample(count, torch.Generator().manual_seed(0))
+    assert whole.shape == parts.shape == (count, PIXELS)
+    assert sum(decoded) == count
+    assert max(decoded) <= 6
+    torch.testing.assert_close(parts, whole, rtol=1e-12, atol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("prior", PRIORS)
 def test_round_trip(vae, images, tmp_path, prior, architecture, perturb):
-    """What is read computes bit for bit what was saved, is in evaluation mode, and knows its configuration."""
+    """A model from a file computes the same bits as the saved one, in evaluation mode, with the same configuration."""
     network = perturb(vae(seed=3, prior=prior, architecture=architecture))
     path = tmp_path / "new" / "folder" / "vae.safetensors"
     model.save(network, path)
@@ -194,7 +247,7 @@ def test_round_trip(vae, images, tmp_path, prior, architecture, perturb):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("prior", PRIORS)
 def test_same_bytes(vae, tmp_path, prior, architecture):
-    """The same weights give the same file, also once read and saved again; other weights another."""
+    """Equal weights give equal files, even after loading and saving. Other weights give another file."""
     for name, seed in (("first", 0), ("again", 0), ("other", 1)):
         model.save(vae(seed=seed, prior=prior, architecture=architecture), tmp_path / name)
     model.save(model.load(tmp_path / "first"), tmp_path / "copied")
@@ -204,8 +257,8 @@ def test_same_bytes(vae, tmp_path, prior, architecture):
     assert (tmp_path / "other").read_bytes() != first
 
 
-def test_reading_is_no_draw(saved):
-    """The weights come from the file, whatever the state of the global generator."""
+def test_loading_uses_no_random_numbers(saved):
+    """The weights come from the file, for any state of the global generator."""
     torch.manual_seed(1)
     first = model.load(saved).state_dict()
     torch.manual_seed(2)
@@ -214,7 +267,7 @@ def test_reading_is_no_draw(saved):
 
 
 def test_file_is_json_and_numbers(saved, vae, monkeypatch):
-    """A length, a JSON header with the configuration, and the tensors: no pickle is written or read."""
+    """The file has a length, a JSON header with the configuration, and tensors. No pickle is written or read."""
     content = saved.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length])
@@ -222,7 +275,7 @@ def test_file_is_json_and_numbers(saved, vae, monkeypatch):
     assert set(header) - {"__metadata__"} == set(vae(prior="flow").state_dict())
 
     def forbidden(*_: object, **__: object) -> None:
-        raise AssertionError("a pickle is read")
+        raise AssertionError("a pickle was read")
 
     for owner, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load")):
         monkeypatch.setattr(owner, name, forbidden)
@@ -230,7 +283,7 @@ def test_file_is_json_and_numbers(saved, vae, monkeypatch):
 
 
 def test_a_pickle_is_not_executed(tmp_path):
-    """A file that would run code when unpickled is refused, and runs none."""
+    """A file that runs code when it is unpickled is refused, and its code does not run."""
     path, trace = tmp_path / "vae.safetensors", tmp_path / "trace"
 
     class Payload:
@@ -244,14 +297,14 @@ def test_a_pickle_is_not_executed(tmp_path):
 
 
 def test_missing(tmp_path):
-    """A missing file, or a folder in its place, is named."""
+    """The error for a missing file, or for a folder, names the path."""
     assert "no such model" in refused(tmp_path / "vae.safetensors")
     assert "no such model" in refused(tmp_path)
 
 
 @pytest.mark.parametrize("kept", [0, 1, 7, 8, 9, 100, -1, -1000])
 def test_truncated(saved, kept):
-    """A file that was cut off is refused, wherever it was cut."""
+    """A truncated file is refused, at any length."""
     saved.write_bytes(saved.read_bytes()[:kept])
     refused(saved)
 
@@ -260,7 +313,7 @@ def test_truncated(saved, kept):
     "content", [b"x", b"not a model\n" * 100, b"\xff" * 64, b"\0" * 64, struct.pack("<Q", 2) + b"{}"]
 )
 def test_not_safetensors(tmp_path, content):
-    """Neither are other files."""
+    """A file of another format is refused."""
     path = tmp_path / "vae.safetensors"
     path.write_bytes(content)
     refused(path)
@@ -277,8 +330,8 @@ def test_foreign_safetensors(tmp_path, metadata):
     refused(path)
 
 
-def test_weights_that_are_not_of_the_configuration(vae, tmp_path):
-    """Missing, superfluous, or of other shapes."""
+def test_weights_that_do_not_fit_the_configuration(vae, tmp_path):
+    """Missing weights, extra weights, weights of other shapes and unknown configurations are refused."""
     path = tmp_path / "vae.safetensors"
     network = vae()
     metadata = {"model": network.config.model_dump_json()}
@@ -302,7 +355,7 @@ def test_weights_that_are_not_of_the_configuration(vae, tmp_path):
 )
 @given(position=st.floats(0, 1, exclude_max=True), value=st.integers(0, 255))
 def test_a_damaged_header(saved, position, value):
-    """Whatever one byte of the header becomes, the file is refused in one line, or is a model still."""
+    """If any byte of the header changes to any value, the file is refused in one line, or is still a model."""
     content = saved.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     place = int(position * (8 + length))

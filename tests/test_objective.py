@@ -1,4 +1,4 @@
-"""Densities and bounds against torch.distributions, closed forms, and Monte Carlo within standard errors."""
+"""Densities and bounds, compared with torch.distributions, closed forms and Monte Carlo estimates."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 
 from vae import objective
-from vae.data import PIXELS
+from vae.idx import PIXELS
 
 pytestmark = pytest.mark.usefixtures("float64")
 TIGHT = {"rtol": 1e-12, "atol": 1e-12}
@@ -38,7 +38,7 @@ def test_bernoulli_against_distributions():
 
 
 def test_bernoulli_of_grey_is_minus_the_cross_entropy():
-    """On grey x it is what tutorials call the reconstruction loss."""
+    """For grey x, tutorials call this the reconstruction loss."""
     logits, x = normal(6, 20) * 5, torch.rand(6, 20, generator=generator())
     expected = -F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(dim=-1)
     torch.testing.assert_close(objective.bernoulli_log_prob(x, logits), expected, **TIGHT)
@@ -46,7 +46,7 @@ def test_bernoulli_of_grey_is_minus_the_cross_entropy():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_bernoulli_of_extreme_logits(dtype):
-    """Logits of +-1e4 give 0 where they are right, -1e4 where they are wrong, and gradients of 0 and +-1."""
+    """Logits of +-1e4 give 0 and a gradient of 0 if they are right, and -1e4 and a gradient of +-1 if not."""
     logits = torch.tensor([[1e4], [-1e4], [1e4], [-1e4]], dtype=dtype, requires_grad=True)
     x = torch.tensor([[1.0], [0.0], [0.0], [1.0]], dtype=dtype)
     log_p = objective.bernoulli_log_prob(x, logits)
@@ -56,7 +56,7 @@ def test_bernoulli_of_extreme_logits(dtype):
 
 
 def test_bernoulli_over_the_whole_range():
-    """-log(1 + e^l) of black pixels to a relative 1e-14, also where e^l would overflow."""
+    """-log(1 + e^l) of black pixels has a relative error of at most 1e-14, even if e^l overflows."""
     logits = torch.cat([torch.linspace(-800, 800, 10001), torch.linspace(-1, 1, 1001)])[:, None].expand(-1, PIXELS)
     expected = -PIXELS * torch.logaddexp(logits[:, 0], torch.zeros(()))
     torch.testing.assert_close(
@@ -64,8 +64,8 @@ def test_bernoulli_over_the_whole_range():
     )
 
 
-def test_bernoulli_leaves_its_arguments():
-    """Nothing is computed in place."""
+def test_bernoulli_does_not_change_its_arguments():
+    """The arguments are not overwritten."""
     logits, x = normal(3, 4), torch.rand(3, 4, generator=generator())
     before = logits.clone(), x.clone()
     objective.bernoulli_log_prob(x, logits)
@@ -74,14 +74,14 @@ def test_bernoulli_leaves_its_arguments():
 
 
 def test_bernoulli_gradient():
-    """The gradient written by hand is that of the value, also where x is shared by several samples."""
+    """The handwritten gradient is the derivative of the value, even if several samples share x."""
     x = torch.rand(3, 1, 7, generator=generator())
     logits = (normal(3, 4, 7) * 3).requires_grad_()
     assert torch.autograd.gradcheck(lambda logits: objective.bernoulli_log_prob(x, logits), logits)
 
 
 def test_bernoulli_of_bfloat16_logits():
-    """Under mixed precision only the logits are rounded: the sum is float32, the gradient of the logits' type."""
+    """Mixed precision rounds only the logits. The sum is float32, and the gradient has the type of the logits."""
     logits = (normal(3, PIXELS) * 3).bfloat16().requires_grad_()
     x = torch.rand(3, PIXELS, generator=generator()).float()
     log_p = objective.bernoulli_log_prob(x, logits)
@@ -93,20 +93,20 @@ def test_bernoulli_of_bfloat16_logits():
 
 
 def test_gaussian_against_distributions():
-    """log N(z; mu, diag(e^logvar)), summed over latents, any leading shape."""
+    """log N(z; mu, diag(e^logvar)), summed over latents, for any leading shape."""
     z, mu, logvar = (normal(4, 5, 3, seed=seed) * 2 for seed in range(3))
     expected = Normal(mu, (0.5 * logvar).exp()).log_prob(z).sum(dim=-1)
     torch.testing.assert_close(objective.gaussian_log_prob(z, mu, logvar), expected, **TIGHT)
 
 
 def test_gaussian_gradient():
-    """It is differentiable in all three."""
+    """It is differentiable in z, mu and logvar."""
     arguments = [normal(2, 3, seed=seed).requires_grad_() for seed in range(3)]
     assert torch.autograd.gradcheck(objective.gaussian_log_prob, arguments)
 
 
 def test_posterior_samples_have_their_moments():
-    """Means and variances within 5 standard errors, each latent on its own."""
+    """The means, variances and correlations of the latents are right within 5 standard errors."""
     mu, logvar, count = torch.tensor([-3.0, 0.0, 2.0]), torch.tensor([-2.0, 0.0, 3.0]), 40000
     z = objective.sample_posterior(mu.expand(count, 3), logvar.expand(count, 3), generator())
     scaled = (z - mu) / (0.5 * logvar).exp()
@@ -135,7 +135,7 @@ def test_kl_against_distributions(vae):
 
 @torch.no_grad()
 def test_elbo_terms_are_their_definitions(vae, binary, perturb):
-    """distortion = -log p(x|z) at the sampled z, and rate = KL, here from torch.distributions throughout."""
+    """distortion = -log p(x|z) at the sampled z, and rate = KL, both compared with torch.distributions."""
     model = perturb(vae())
     rate, distortion = objective.elbo_terms(model, binary, generator(1))
     mu, logvar = model.encode(binary)
@@ -148,7 +148,7 @@ def test_elbo_terms_are_their_definitions(vae, binary, perturb):
 
 @torch.no_grad()
 @pytest.mark.parametrize("prior", ["mixture", "flow"])
-def test_elbo_terms_where_no_closed_form_is_known(vae, binary, perturb, prior):
+def test_elbo_terms_without_a_closed_form(vae, binary, perturb, prior):
     """rate = log q(z|x) - log p(z) at the same z as the distortion."""
     model = perturb(vae(prior=prior))
     rate, _ = objective.elbo_terms(model, binary, generator(1))
@@ -160,7 +160,8 @@ def test_elbo_terms_where_no_closed_form_is_known(vae, binary, perturb, prior):
 
 @torch.no_grad()
 def test_closed_form_agrees_with_monte_carlo(vae, binary, perturb):
-    """The mean of log q(z|x) - log p(z) over samples is the closed form, within 5 standard errors for each image."""
+    """For each image, the mean of log q(z|x) - log p(z) is the closed form within 5 standard errors.
+    The mean distortion of the same samples is the distortion of the ELBO."""
     model, count = perturb(vae()), 3000
     closed = model.prior.kl(*model.encode(binary))
     _, sampled, distortion = objective.log_weights(model, binary, model.encode(binary), count, generator())
@@ -175,12 +176,13 @@ def test_closed_form_agrees_with_monte_carlo(vae, binary, perturb):
 @pytest.mark.parametrize("architecture", ["mlp", "conv"])
 @pytest.mark.parametrize("prior", ["standard-normal", "mixture", "flow"])
 def test_log_weights_are_their_definition(vae, binary, perturb, prior, architecture):
-    """log w = log p(x|z) + log p(z) - log q(z|x), sample by sample."""
+    """log w = log p(x|z) + log p(z) - log q(z|x), for each sample z that is returned."""
     model = perturb(vae(prior=prior, architecture=architecture))
-    _, rate, distortion = objective.log_weights(model, binary, model.encode(binary), 4, generator(2))
+    sampled, rate, distortion = objective.log_weights(model, binary, model.encode(binary), 4, generator(2))
     assert rate.shape == distortion.shape == (5, 4)
     mu, logvar = (part[:, None] for part in model.encode(binary))
     z = mu + (0.5 * logvar).exp() * torch.randn(5, 4, 3, generator=generator(2))
+    torch.testing.assert_close(sampled, z, **TIGHT)
     q = Normal(mu, (0.5 * logvar).exp())
     log_p_x = Bernoulli(logits=model.decode(z)).log_prob(binary[:, None]).sum(dim=-1)
     log_w = log_p_x + model.prior.log_prob(z) - q.log_prob(z).sum(dim=-1)
@@ -190,7 +192,7 @@ def test_log_weights_are_their_definition(vae, binary, perturb, prior, architect
 @torch.no_grad()
 @pytest.mark.parametrize("samples", [1, 2, 7, 50])
 def test_a_decoder_of_zero_logits(vae, binary, samples):
-    """With q = p and p(x|z) = 2^-784, every weight is that: log p(x) = -784 ln 2 for every K."""
+    """With q = p and p(x|z) = 2^-784, every weight is 2^-784, so log p(x) = -784 ln 2 for every K."""
     model = vae()
     for layer in (model.encode.layers[-1], model.decode.layers[-1]):
         layer.weight.zero_()
@@ -216,7 +218,7 @@ def test_every_parameter_gets_a_gradient(vae, binary, perturb, prior, architectu
 
 
 def test_gradient_of_the_loss_against_autograd(vae, binary, perturb):
-    """The hand-written step of the backward pass changes no gradient of the model."""
+    """The handwritten step of the backward pass gives every parameter the gradient of autograd."""
     ours, theirs = perturb(vae(prior="flow")), perturb(vae(prior="flow"))
     rate, distortion = objective.elbo_terms(ours, binary, generator(3))
     (rate + distortion).mean().backward()
@@ -232,7 +234,7 @@ def test_gradient_of_the_loss_against_autograd(vae, binary, perturb):
 
 @pytest.mark.parametrize("prior", ["mixture", "flow"])
 def test_prior_rate(vae, binary, perturb, prior):
-    """It is the mean rate of the same samples, and its gradient in the prior is theirs; the networks get none."""
+    """It is the mean rate of the same samples, with the same gradient in the prior. The networks get no gradient."""
     model = perturb(vae(prior=prior))
     ours = objective.prior_rate(model, binary, 7, generator(3))
     theirs = objective.log_weights(model, binary, model.encode(binary), 7, generator(3))[1].mean(dim=1)
@@ -255,7 +257,7 @@ def importance_weighted_bound(model, x, samples: int, seed: int) -> torch.Tensor
 
 @pytest.mark.parametrize("prior", ["standard-normal", "mixture"])
 def test_importance_weighted_loss_trains_decoder_and_prior_on_the_bound(vae, prior):
-    """Their gradients are those of the bound on the same samples; the value of the terms is the ELBO's."""
+    """Their gradients equal the gradients of the bound on the same samples. The terms are the parts of the ELBO."""
     model, x = vae(prior=prior), (torch.rand(6, PIXELS, generator=generator()) < 0.3).double()
     loss, rate, distortion = objective.importance_weighted_loss(model, x, 5, 1.0, generator(3))
     loss.sum().backward()
@@ -270,7 +272,7 @@ def test_importance_weighted_loss_trains_decoder_and_prior_on_the_bound(vae, pri
 
 
 def test_importance_weighted_loss_weighs_the_rate(vae, binary, perturb):
-    """sum_k v_k (beta rate_k + distortion_k), where v_k is the softmax of minus what it weighs."""
+    """The loss is sum_k v_k t_k, with t_k = beta rate_k + distortion_k and v the softmax of -t."""
     model = perturb(vae(prior="mixture"))
     loss, _, _ = objective.importance_weighted_loss(model, binary, 5, 0.3, generator(3))
     _, rate, distortion = objective.log_weights(model, binary, model.encode(binary), 5, generator(3))
@@ -279,7 +281,8 @@ def test_importance_weighted_loss_weighs_the_rate(vae, binary, perturb):
 
 
 def test_importance_weighted_loss_trains_the_encoder_on_the_bound(vae):
-    """Over many draws its gradient in the encoder is that of the bound, within 4 standard errors, and less noisy."""
+    """The mean of its gradient over many draws is the gradient of the bound, within 4 standard errors.
+    Its variance is smaller."""
     model, x = vae(), (torch.rand(2, PIXELS, generator=generator()) < 0.3).double()
     bias = list(model.encode.parameters())[-1]
 

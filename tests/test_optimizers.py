@@ -1,4 +1,4 @@
-"""Adam is torch's; Muon's directions are orthogonal, whatever the shapes and however they are batched."""
+"""Adam agrees with torch. The directions of Muon are orthogonal, for any shapes and any batching."""
 
 import copy
 import math
@@ -25,14 +25,14 @@ def test_singular_values_come_near_one(updates):
         assert 0.5 < values.min() <= values.max() < 1.3
 
 
-def test_batching_with_zeros_changes_nothing(updates):
+def test_padding_with_zeros_changes_nothing(updates):
     together = optimizers.directions(updates)
     for update, direction in zip(updates, together, strict=True):
         torch.testing.assert_close(optimizers.directions([update])[0], direction, rtol=1e-4, atol=1e-5)
 
 
 def test_the_direction_is_downhill(updates):
-    """It keeps the singular vectors: its inner product with the gradient is the sum of singular values, nearly."""
+    """The singular vectors stay, so the inner product with the gradient is nearly the sum of its singular values."""
     for update, direction in zip(updates, optimizers.directions(updates), strict=True):
         matrix = update.flatten(1)
         factor = max(1, matrix.shape[0] / matrix.shape[1]) ** 0.5
@@ -40,8 +40,8 @@ def test_the_direction_is_downhill(updates):
 
 
 def test_momentum_is_averaged_and_nesterov():
-    """The momentum m becomes 0.95 m + 0.05 g, and a step looks ahead to 0.95 m + 0.05 g once more; from the second step
-    on, that is another direction than that of m or g."""
+    """The momentum m becomes 0.95 m + 0.05 g. A step takes the direction of 0.95 m + 0.05 g with this new m.
+    From the second step on, this direction differs from the directions of m and of g."""
     weight, generator = torch.nn.Parameter(torch.zeros(3, 5)), torch.Generator().manual_seed(1)
     muon, momentum, expected = optimizers.Muon([weight], 0.2), torch.zeros(3, 5), torch.zeros(3, 5)
     for _ in range(2):
@@ -52,8 +52,8 @@ def test_momentum_is_averaged_and_nesterov():
         torch.testing.assert_close(weight.detach(), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_adam_is_that_of_torch():
-    """The same weights as torch.optim.Adam gives, bit for bit, also after a state that was saved and loaded."""
+def test_adam_agrees_with_torch():
+    """The weights equal the weights by torch.optim.Adam bit for bit, even if the state is saved and loaded."""
     generator = torch.Generator().manual_seed(2)
     start, rates = torch.randn(4, 3, generator=generator), (1.0, 0.5, 0.25, 1.0)
     grads = [torch.randn(4, 3, generator=generator) for _ in rates]
@@ -72,18 +72,18 @@ def test_adam_is_that_of_torch():
 
 
 def test_learning_rate_warms_up():
-    """It rises linearly to the configured rate in warmup_steps, and then stays."""
+    """It rises linearly to the configured rate in warmup_steps, then stays."""
     factors = [optimizers.rate_factor("constant", 0.0, step, 4) for step in range(6)]
     assert factors == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1], rel=1e-12)
 
 
 def test_constant_schedule_is_constant():
-    """Without a warm-up it is the configured rate at every step."""
+    """Without a warm-up, every step has the configured rate."""
     assert {optimizers.rate_factor("constant", step / 100, step, 0) for step in range(101)} == {1}
 
 
 def test_cosine_schedule_is_half_a_cosine():
-    """From the rate to zero, half of it half way, falling all the time."""
+    """It falls at every step, from the full rate to half of it in the middle, and to zero."""
     factors = [optimizers.rate_factor("cosine", step / 100, step, 0) for step in range(101)]
     assert [factors[0], factors[50], factors[100]] == pytest.approx([1, 0.5, 0], abs=1e-12)
     assert factors[25] == pytest.approx(0.5 * (1 + math.sqrt(0.5)), rel=1e-12)

@@ -1,4 +1,4 @@
-"""params.yaml: typed by the schema alone, and wrong in one clear line."""
+"""params.yaml: the schema alone decides types, and an error is one clear line."""
 
 import copy
 
@@ -13,12 +13,12 @@ from vae.params import Params, leaves, load, parse
 
 @pytest.fixture(scope="session")
 def tree(root) -> dict:
-    """params.yaml as text in sections."""
+    """The sections of params.yaml, with all values as text."""
     return yaml.load((root / "params.yaml").read_text(), Loader=yaml.BaseLoader)
 
 
 def replaced(tree: dict, section: str, key: str, text: str) -> str:
-    """params.yaml with the text of one value replaced, unquoted, as an editor or DVC would write it."""
+    """params.yaml with another text for one value, without quotes, as an editor or DVC would write it."""
     lines = [f"{section}:", f"  {key}: {text}"]
     lines += [f"  {name}: {value!r}" for name, value in tree[section].items() if name != key]
     rest = {name: block for name, block in tree.items() if name != section}
@@ -26,7 +26,7 @@ def replaced(tree: dict, section: str, key: str, text: str) -> str:
 
 
 def refused(text: str) -> str:
-    """The message with which a text is refused: one line that names the file."""
+    """The error for a text. It is one line that names the file."""
     with pytest.raises(InputError) as caught:
         parse(text)
     message = str(caught.value)
@@ -36,7 +36,7 @@ def refused(text: str) -> str:
 
 
 def test_leaves_are_all_of_the_published_file(root, tree):
-    """The committed params.yaml is valid; every leaf of it, and no other, is a leaf of the result with its value."""
+    """The committed params.yaml is valid. Its leaves are exactly the leaves of the result, with the same values."""
     params = load(root / "params.yaml")
     values = leaves(params)
     assert set(values) == {f"{section}.{key}" for section, block in tree.items() for key in block}
@@ -50,24 +50,24 @@ def test_leaves_are_all_of_the_published_file(root, tree):
 @pytest.mark.parametrize(
     ("section", "key", "text", "value"),
     [
-        ("train", "learning_rate", "1e-05", 1e-5),  # what `-S train.learning_rate=0.00001` writes; YAML 1.1: a string
+        ("train", "learning_rate", "1e-05", 1e-5),  # written by `-S train.learning_rate=0.00001`; a string in YAML 1.1
         ("train", "learning_rate", "1E-5", 1e-5),
         ("train", "learning_rate", "1.0e-05", 1e-5),
         ("train", "learning_rate", ".5", 0.5),
         ("train", "learning_rate", "'0.001'", 1e-3),
         ("train", "learning_rate", "1", 1.0),
-        ("train", "seed", "012", 12),  # YAML 1.1: ten
+        ("train", "seed", "012", 12),  # ten in YAML 1.1
         ("train", "epochs", "007", 7),
         ("model", "encoder", "[012, 8]", [12, 8]),
         ("model", "encoder", "[64]", [64]),
-        ("track", "experiment", "on", "on"),  # YAML 1.1: true
+        ("track", "experiment", "on", "on"),  # true in YAML 1.1
         ("track", "experiment", "012", "012"),
         ("track", "experiment", "1e3", "1e3"),
         ("track", "experiment", "no", "no"),
     ],
 )
 def test_dialects_of_yaml_give_the_obvious_value(tree, section, key, text, value):
-    """What YAML 1.1 and 1.2 read differently is typed by the schema."""
+    """The schema decides the type of values that YAML 1.1 and 1.2 read differently."""
     found = getattr(getattr(parse(replaced(tree, section, key, text)), section), key)
     assert found == value
     assert type(found) is type(value)
@@ -77,8 +77,8 @@ def test_dialects_of_yaml_give_the_obvious_value(tree, section, key, text, value
     "text", ["on", "off", "yes", "true", "~", "null", "", "12:30", "1:2", "0x10", "0b1", "[1]", "{}"]
 )
 @pytest.mark.parametrize(("section", "key"), [("train", "epochs"), ("train", "seed"), ("train", "learning_rate")])
-def test_what_is_no_number_is_refused(tree, section, key, text):
-    """No switch, sexagesimal, other base, blank or container passes as a number."""
+def test_values_that_are_not_numbers_are_refused(tree, section, key, text):
+    """A switch, a sexagesimal or hexadecimal number, a blank or a container is no number."""
     assert f"{section}.{key}: " in refused(replaced(tree, section, key, text))
 
 
@@ -137,28 +137,28 @@ def test_what_is_no_number_is_refused(tree, section, key, text):
     ],
 )
 def test_wrong_values_are_refused(tree, section, key, text):
-    """A value out of range or outside of its choices is refused by a message that names it."""
+    """A value out of range, or not among the choices, is an error that names the key."""
     message = refused(replaced(tree, section, key, text))
     assert f"{section}.{key}" in message
     assert "got" in message
 
 
 def test_unknown_key(tree):
-    """An unknown key is named, beside those that the section has."""
+    """The error names the unknown key, and the keys of the section."""
     message = refused(replaced(tree, "train", "lr", "0.001"))
     assert "train.lr: unknown key" in message
     assert "learning_rate" in message
 
 
 def test_unknown_section(tree):
-    """An unknown section is named, beside those that there are."""
+    """The error names the unknown section, and the sections of the file."""
     message = refused(yaml.safe_dump(tree | {"training": {"epochs": "1"}}))
     assert "training: unknown key" in message
     assert "train, evaluate" in message
 
 
 def test_every_missing_key_is_named(tree):
-    """No leaf has a default."""
+    """No key has a default."""
     for section, block in tree.items():
         for key in block:
             partial = copy.deepcopy(tree)
@@ -175,14 +175,14 @@ def test_every_missing_section_is_named(tree):
 
 @pytest.mark.parametrize("block", ["7", "[1, 2]", "text", ""])
 def test_a_section_that_is_no_mapping(tree, block):
-    """A section of another kind is named."""
+    """The error names the section."""
     rest = {name: value for name, value in tree.items() if name != "train"}
     assert "train: " in refused(f"train: {block}\n{yaml.safe_dump(rest)}")
 
 
 @pytest.mark.parametrize("text", ["", "# only a comment\n", "42", "just words", "- data\n- model\n", "null"])
 def test_a_file_that_is_no_mapping(text):
-    """The message says what is wrong with the whole file: no key stands before it."""
+    """The error is about the whole file, so it names no key."""
     message = refused(text)
     assert message.startswith("params.yaml: ")
     assert ": : " not in message
@@ -190,12 +190,12 @@ def test_a_file_that_is_no_mapping(text):
 
 @pytest.mark.parametrize("text", ["data: [", "data:\n\tname: mnist", "a: b: c", "%", "\x00", "data: &a\n  - *b"])
 def test_a_file_that_is_not_yaml(text):
-    """A parser's error of several lines comes out as one."""
+    """The parser's error of several lines becomes one line."""
     assert "not valid YAML" in refused(text)
 
 
 def test_the_file_is_named_as_given(tmp_path):
-    """Messages carry the path that the user gave."""
+    """Errors have the path that the user gave."""
     path = tmp_path / "other.yaml"
     path.write_text("data: 1\n")
     with pytest.raises(InputError, match=r"other\.yaml: "):
@@ -203,7 +203,7 @@ def test_the_file_is_named_as_given(tmp_path):
 
 
 def test_a_file_that_cannot_be_read(tmp_path):
-    """Missing, a folder, or not text: one line that names it."""
+    """The error for a missing file, a folder or a binary file is one line that names it."""
     (tmp_path / "latin.yaml").write_bytes(b"data: \xe9\xff")
     for name in ("missing.yaml", "", "latin.yaml"):
         with pytest.raises(InputError) as caught:
@@ -213,7 +213,7 @@ def test_a_file_that_cannot_be_read(tmp_path):
 
 
 def test_params_cannot_be_changed(root):
-    """What was read stays what was read."""
+    """Params are read-only."""
     params = load(root / "params.yaml")
     with pytest.raises(ValueError, match="frozen"):
         params.train.epochs = 1
@@ -233,7 +233,7 @@ ANY_VALUE = st.one_of(
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(choice=st.integers(min_value=0), value=ANY_VALUE)
 def test_any_value_is_refused_by_name_or_of_the_right_type(tree, choice, value):
-    """Whatever stands at a leaf: an error that names it, or a value that the schema's strict reading accepts."""
+    """Any value of any key is an error that names the key, or becomes a value of the right type."""
     names = [(section, key) for section, block in tree.items() for key in block]
     section, key = names[choice % len(names)]
     changed = copy.deepcopy(tree)

@@ -1,10 +1,11 @@
-"""Pictures: grids of their own pixels, and the same bytes each time."""
+"""Pictures: grids with exact pixels, and the same bytes each time."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from vae.evaluation import plots
+from vae.idx import SIDE
 
 
 @pytest.fixture
@@ -15,7 +16,7 @@ def images():
 
 @pytest.fixture
 def latents():
-    """Posterior means on a plane within five dimensions, with a little noise, and labels."""
+    """Posterior means near a plane in five dimensions, and labels."""
     rng = np.random.default_rng(1)
     plane = rng.normal(size=(300, 2)) * [5, 2]
     axes = np.linalg.qr(rng.normal(size=(5, 5)))[0]
@@ -25,12 +26,13 @@ def latents():
 
 def cell(canvas: np.ndarray, row: int, column: int) -> np.ndarray:
     """The pixels of one digit of a grid."""
-    top, left = (plots.GAP + (plots.SIDE + plots.GAP) * place for place in (row, column))
-    return canvas[top : top + plots.SIDE, left : left + plots.SIDE]
+    top, left = (plots.GAP + (SIDE + plots.GAP) * place for place in (row, column))
+    return canvas[top : top + SIDE, left : left + SIDE]
 
 
 def test_tile_places_every_digit(images):
-    """Row by row from the top left, each pixel within half a grey level; the rest of the last row stays empty."""
+    """Digits fill rows from the top left, with each pixel right within half a grey level.
+    The rest of the last row stays empty."""
     canvas = plots.tile(images, 3)
     assert canvas.dtype == np.uint8
     assert canvas.shape == (3 * 30 + 2, 3 * 30 + 2)
@@ -45,13 +47,13 @@ def test_tile_places_every_digit(images):
 
 
 def test_tile_clips():
-    """Values outside of [0, 1] are black and white, never wrapped around."""
+    """Values below 0 are black, and values above 1 are white."""
     canvas = plots.tile(np.stack([np.full(784, -0.2), np.full(784, 1.2), np.zeros(784), np.ones(784)]), 4)
     assert [np.unique(cell(canvas, 0, column)).tolist() for column in range(4)] == [[0], [255], [0], [255]]
 
 
 def test_save_grid(tmp_path, images):
-    """A PNG in grey that holds the grid's pixels, enlarged by whole numbers; the same bytes each time."""
+    """The file is a grey PNG with the enlarged pixels of the grid, and the same bytes each time."""
     first, second = tmp_path / "new" / "folder" / "grid.png", tmp_path / "again.png"
     for path in (first, second):
         plots.save_grid(path, images, 4)
@@ -65,7 +67,7 @@ def test_save_grid(tmp_path, images):
 
 
 def test_principal_components(latents):
-    """The directions and shares of variance are those of the singular value decomposition, up to sign."""
+    """Directions and shares of variance agree with the singular value decomposition, up to the sign."""
     mu = latents[0].astype(np.float64)
     points, share = plots.principal_components(mu)
     centred = mu - mu.mean(axis=0)
@@ -78,8 +80,8 @@ def test_principal_components(latents):
 
 
 @pytest.mark.parametrize("signs", [[1, 1, 1, 1, -1], [1, 1, 1, -1, 1]])
-def test_principal_components_have_a_sign(latents, monkeypatch, signs):
-    """Neither the order of the images nor the sign that an eigenvector comes with changes a point."""
+def test_principal_components_have_a_fixed_sign(latents, monkeypatch, signs):
+    """Neither the order of the images nor the sign of an eigenvector changes a point."""
     mu = latents[0].astype(np.float64)
     order = np.random.default_rng(2).permutation(len(mu))
     points, _ = plots.principal_components(mu)
@@ -90,7 +92,7 @@ def test_principal_components_have_a_sign(latents, monkeypatch, signs):
 
 
 def test_two_latents(tmp_path):
-    """The smallest model has two latents: its plane is drawn as it is, turned."""
+    """The smallest model has two latents. Its plane is drawn without loss, but rotated."""
     mu = np.random.default_rng(3).normal(size=(50, 2))
     points, share = plots.principal_components(mu)
     assert share.sum() == pytest.approx(1, rel=1e-12)
@@ -100,7 +102,7 @@ def test_two_latents(tmp_path):
 
 
 def test_charts_are_the_same_each_time(tmp_path, latents):
-    """Charts are not blank, differ with what they show, and have the same bytes each time."""
+    """Charts are not blank, other data give another chart, and the same data give the same bytes."""
     mu, labels = latents
     charts = {
         "space": lambda path: plots.save_latent_space(path, mu, labels),
@@ -123,7 +125,7 @@ def test_charts_are_the_same_each_time(tmp_path, latents):
 
 
 def test_latents_are_ranked(tmp_path):
-    """The chart of latents is of their ranks: their order does not matter."""
+    """Bars are sorted, so the order of the latents does not matter."""
     kl = np.random.default_rng(0).random(12)
     plots.save_latent_kl(tmp_path / "one.png", kl)
     plots.save_latent_kl(tmp_path / "other.png", kl[::-1])
@@ -132,7 +134,7 @@ def test_latents_are_ranked(tmp_path):
 
 @pytest.mark.filterwarnings("error")
 def test_a_latent_that_collapsed(tmp_path):
-    """Without any variance there is a picture still, and no warning of a division by zero."""
+    """Without any variance there is still a picture, and no warning of a division by zero."""
     plots.save_latent_space(tmp_path / "space.png", np.zeros((20, 3)), np.arange(20) % 10)
     plots.save_latent_kl(tmp_path / "kl.png", np.zeros(3))
     assert (tmp_path / "space.png").stat().st_size > 1000

@@ -1,4 +1,4 @@
-"""Priors: densities that integrate to one, and samples that follow them."""
+"""Priors: each density integrates to one, and samples follow it."""
 
 import math
 
@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from vae.prior import path
+from vae.prior import PRIORS, Prior, path
 
 pytestmark = pytest.mark.usefixtures("float64")
 NAMES = ["standard-normal", "mixture", "flow"]
-REACH, STEPS = 20, 20  # a square grid reaches so far from the origin, in so many steps to a unit
+REACH, STEPS = 20, 20  # distance of the edges of a square grid from the origin, and points in each unit of length
 
 
 @pytest.fixture
 def prior(vae, perturb):
-    """Makes a prior whose parameters are all away from where they start."""
+    """Makes a prior with noise added to all its parameters."""
 
     def make(name: str, latent_dim: int = 2, seed: int = 0, **fields: object):
         scale = 0.8 if name == "mixture" else 0.25
@@ -25,7 +25,7 @@ def prior(vae, perturb):
 
 
 def grid() -> tuple[torch.Tensor, float]:
-    """The midpoints of the squares of a grid (points, 2), and the area of each."""
+    """The centres of the squares of a grid (points, 2), and the area of a square."""
     line = (torch.arange(2 * REACH * STEPS) + 0.5) / STEPS - REACH
     return torch.cartesian_prod(line, line), 1 / STEPS**2
 
@@ -34,7 +34,7 @@ def grid() -> tuple[torch.Tensor, float]:
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", NAMES)
 def test_density_integrates_to_one(prior, name, seed):
-    """The sum over a grid is one: to 1e-9 where the density is smooth, to 1e-3 with the kinks of the flow's ReLUs."""
+    """The sum over a grid is one within 1e-9, or within 1e-3 for a flow, whose ReLUs make kinks in the density."""
     z, area = grid()
     total = prior(name, seed=seed).log_prob(z).exp().sum().item() * area
     assert total == pytest.approx(1, abs=1e-3 if name == "flow" else 1e-9)
@@ -43,7 +43,7 @@ def test_density_integrates_to_one(prior, name, seed):
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["mixture", "flow"])
 def test_learned_density_is_no_standard_normal(prior, name):
-    """The tests of this file see the parameters at work."""
+    """The parameters have an effect in the tests of this file."""
     z = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
     reference = Normal(0.0, 1.0).log_prob(z).sum(dim=-1)
     assert (prior(name).log_prob(z) - reference).abs().mean() > 0.1
@@ -52,10 +52,8 @@ def test_learned_density_is_no_standard_normal(prior, name):
 @torch.no_grad()
 @pytest.mark.parametrize("name", NAMES)
 def test_samples_follow_the_density(prior, name):
-    """Counts in cells against the integral over them (chi-squared), and E[log p] against the entropy by quadrature.
-
-    Both within 5 standard errors; a chi-squared of n degrees of freedom has mean n and variance 2 n.
-    """
+    """Compares counts in cells with integrals over them, by chi-squared, and the mean of log p with quadrature.
+    The tolerance is 5 standard errors. A chi-squared of n degrees of freedom has the mean n and the variance 2 n."""
     model, count = prior(name), 20000
     z, area = grid()
     log_p = model.log_prob(z)
@@ -67,7 +65,7 @@ def test_samples_follow_the_density(prior, name):
     assert abs(sampled.mean().item() - entropy) < 5 * sampled.std().item() / math.sqrt(count)
 
     def cells(points: torch.Tensor) -> torch.Tensor:
-        """The number of the unit square that each point lies in."""
+        """The number of the unit square around each point."""
         column, row = points.clamp(-REACH + 0.01, REACH - 0.01).sub(0.02).floor().long().T + int(REACH)
         return column * 2 * int(REACH) + row
 
@@ -84,7 +82,7 @@ def test_samples_follow_the_density(prior, name):
 @torch.no_grad()
 @pytest.mark.parametrize("name", NAMES)
 def test_shapes(prior, name):
-    """log_prob takes any leading shape, and each point on its own gives the same."""
+    """log_prob takes any leading shape. A point alone has the same density."""
     model = prior(name, latent_dim=5)
     z = torch.randn(4, 6, 5, generator=torch.Generator().manual_seed(0))
     log_p = model.log_prob(z)
@@ -94,8 +92,8 @@ def test_shapes(prior, name):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", NAMES)
-def test_samples_are_of_their_generator_alone(prior, name):
-    """The same seed gives the same samples, whatever the global one; another seed others."""
+def test_the_generator_decides_the_samples(prior, name):
+    """Equal seeds give equal samples, for any state of the global generator. Another seed gives others."""
     model = prior(name)
     first = model.sample(7, torch.Generator().manual_seed(5))
     torch.manual_seed(99)
@@ -115,17 +113,27 @@ def test_every_parameter_gets_a_gradient(prior, name):
         assert parameter.grad.abs().max() > 0, key
 
 
+def test_a_prior_needs_a_density_and_samples():
+    """Only the closed form of the KL divergence is optional."""
+    assert all(issubclass(kind, Prior) for kind in PRIORS.values())
+    with pytest.raises(NotImplementedError):
+        Prior().log_prob(torch.zeros(1, 2))
+    with pytest.raises(NotImplementedError):
+        Prior().sample(1, torch.Generator())
+    assert Prior().kl(torch.zeros(1, 2), torch.zeros(1, 2)) is None
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["mixture", "flow"])
 def test_no_closed_form(prior, name):
-    """Where no KL is known in closed form the answer is None, never a number."""
+    """A prior without a closed form of the KL divergence returns None."""
     assert prior(name).kl(torch.zeros(1, 2), torch.zeros(1, 2)) is None
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("latent_dim", [2, 3, 20])
 def test_mixture_against_distributions(prior, latent_dim):
-    """The squares multiplied out are the density of torch.distributions."""
+    """Multiplying out the squares gives the density of torch.distributions."""
     model = prior("mixture", latent_dim)
     components = Independent(Normal(model.mean, (0.5 * model.logvar).exp()), 1)
     reference = MixtureSameFamily(Categorical(logits=model.logits), components)
@@ -134,7 +142,7 @@ def test_mixture_against_distributions(prior, latent_dim):
 
 
 def test_mixture_far_away(prior):
-    """Where all components are so far that their densities underflow, the log-density and its gradient stay exact."""
+    """The log-density and its gradient are exact even if the densities of all components underflow."""
     model = prior("mixture", 4).float()
     z = torch.full((1, 4), 300.0, dtype=torch.float32, requires_grad=True)
     model.log_prob(z).sum().backward()
@@ -147,7 +155,7 @@ def test_mixture_far_away(prior):
 
 @torch.no_grad()
 def test_mixture_under_mixed_precision(prior):
-    """Autocast does not reach into the differences of large numbers."""
+    """Autocast does not round the differences of large numbers."""
     model = prior("mixture", 20).float()
     z = torch.randn(50, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
@@ -158,7 +166,7 @@ def test_mixture_under_mixed_precision(prior):
 
 @torch.no_grad()
 def test_mixture_samples_its_weights(prior):
-    """Far-apart components are drawn by their weights, within 5 standard errors each."""
+    """Each component has its weight as its share of the samples, within 5 standard errors."""
     model, count = prior("mixture"), 20000
     model.mean.copy_(torch.arange(5.0)[:, None] * 100)
     samples = model.sample(count, torch.Generator().manual_seed(0))
@@ -184,8 +192,8 @@ def test_flow_against_the_jacobian(prior, latent_dim, couplings):
 @torch.no_grad()
 @pytest.mark.parametrize("couplings", [3, 4])
 @pytest.mark.parametrize("latent_dim", [2, 5])
-def test_flow_is_undone(prior, latent_dim, couplings):
-    """z -> f(z) -> z, and f is not the identity."""
+def test_flow_is_invertible(prior, latent_dim, couplings):
+    """z -> f(z) -> z returns to z, and f is not the identity."""
     model = prior("flow", latent_dim, flow_couplings=couplings)
     z = torch.randn(20, latent_dim, generator=torch.Generator().manual_seed(0))
     u, log_det = model.to_base(z)
@@ -197,7 +205,7 @@ def test_flow_is_undone(prior, latent_dim, couplings):
 @torch.no_grad()
 @pytest.mark.parametrize("name", NAMES)
 def test_path(prior, name):
-    """Both ends are there, and the steps are equal where the line is straight: in z, or in the base of a flow."""
+    """A path has both its ends. Its steps are equal in the space of z, or in the base of a flow."""
     model = prior(name, 4)
     start, end = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
     points = path(model, start, end, 7)  # (7, 3, 4)
@@ -210,7 +218,7 @@ def test_path(prior, name):
 
 @torch.no_grad()
 def test_flow_starts_as_its_mixture(vae):
-    """Its last layers start at zero: every coupling is the identity, and an even number of swaps is none."""
+    """The last layers start at zero, so every coupling is the identity. An even number of swaps cancels out."""
     model = vae(prior="flow", latent_dim=5).prior
     z = torch.randn(10, 5, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(model.log_prob(z), model.base.log_prob(z), rtol=1e-12, atol=1e-12)
@@ -218,7 +226,7 @@ def test_flow_starts_as_its_mixture(vae):
 
 @torch.no_grad()
 def test_flow_under_mixed_precision(prior):
-    """Autocast does not reach into it."""
+    """Autocast does not change a flow."""
     model = prior("flow", 20).float()
     z = torch.randn(50, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
@@ -228,7 +236,7 @@ def test_flow_under_mixed_precision(prior):
 
 @torch.no_grad()
 def test_flow_stays_finite(prior):
-    """However large its layers grow, no scale overflows."""
+    """No scale overflows, even if the layers are large."""
     model = prior("flow", 4)
     for parameter in model.parameters():
         parameter.mul_(1e3)
@@ -238,10 +246,10 @@ def test_flow_stays_finite(prior):
 
 @torch.no_grad()
 def test_flow_maps_every_latent(prior):
-    """With two couplings or more, no latent is left as a standard normal base has it."""
+    """The distribution of every latent differs from the standard normal base."""
     model = prior("flow", 5)
     for parameter in model.base.parameters():
         parameter.zero_()
     samples = model.sample(20000, torch.Generator().manual_seed(0))
     shift = samples.mean(dim=0).abs() + (samples.var(dim=0) - 1).abs()
-    assert (shift > 0.02).all()  # a standard error of either is below 0.01
+    assert (shift > 0.02).all()  # standard errors of the mean and of the variance are about 0.01

@@ -47,7 +47,7 @@ def test_the_picture_has_each_sample_above_its_nearest(
     figures = dict.fromkeys(
         ("frechet_binary", "frechet_binary_stderr", "frechet_binary_train", "precision_binary", "recall_binary"), 0.5
     )
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))  # its cores are locked there
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))  # the folder of the locks of cores
     monkeypatch.setattr(script, "load", lambda _: config)
     monkeypatch.setattr(script.quality, "measure", lambda *_: quality.Measured(figures, samples, nearest))
     files = {name: tmp_path / name for name in ("model", "network", "result", "picture.png")}

@@ -4,36 +4,8 @@ import json
 
 from vae.evaluation import leaderboard, readme
 
-EVALUATION = {
-    "neg_elbo_nats": 90.126,
-    "neg_elbo_nats_stderr": 0.25,
-    "fitted_neg_elbo_nats": 89.5,
-    "nll_iw_nats": 85.0,
-    "nll_iw_nats_stderr": 0.21,
-    "importance_samples": 50,
-    "rate_nats": 25.0,
-    "distortion_nats": 65.126,
-    "neg_elbo_grey_nats": 91.5,
-    "active_units": 20,
-    "binarization_sha256": "0",
-}
-QUALITY = {
-    "frechet_binary": 8.13,
-    "frechet_binary_stderr": 0.24,
-    "precision_binary": 0.817,
-    "recall_binary": 0.83,
-    "frechet_binary_train": 1.06,
-    "precision_binary_train": 0.855,
-    "recall_binary_train": 0.878,
-    "frechet_grey": 1.0,
-}
 
-
-def row(recipe: str, seed: int = 0, **changes: float) -> leaderboard.Row:
-    return leaderboard.row(recipe, seed, 1234567, 90.0, EVALUATION | changes, QUALITY)
-
-
-def test_a_line_of_the_table():
+def test_a_line_of_the_table(row):
     assert set(row("a")) == set(leaderboard.COLUMNS)
     assert readme.results([row("a")]).splitlines()[2:] == [
         "| `a` | 1,234,567 | 1.5 | 85.00 ± 0.21 | 50 | 1 | 90.13 | 0.63 | 25.0 + 65.1 | 91.50 | 20 | 8.1 ± 0.2 "
@@ -42,8 +14,8 @@ def test_a_line_of_the_table():
     ]
 
 
-def test_the_table_is_over_seeds():
-    """Means over the seeds of a recipe, with the deviation of the bound, and the best bound first."""
+def test_a_line_is_a_mean_over_seeds(row):
+    """A line has means over the seeds of a recipe, and the deviation of the bound. The best bound comes first."""
     rows = [row("a", 0), row("a", 1, nll_iw_nats=85.2), row("a", 2, nll_iw_nats=85.4), row("b", nll_iw_nats=84.0)]
     lines = readme.results(rows).splitlines()
     assert len(lines) == 5
@@ -52,8 +24,8 @@ def test_the_table_is_over_seeds():
     assert "| 8.1 ± 0.1 |" in lines[3]  # 0.24 / sqrt 3
 
 
-def test_bounds_of_different_numbers_of_samples_are_apart():
-    """A bound with more samples is another quantity: it is never averaged with one of fewer."""
+def test_each_number_of_samples_has_a_line(row):
+    """Bounds with different numbers of samples are never averaged."""
     rows = leaderboard.put([row("a")], row("a", 1, importance_samples=5000, nll_iw_nats=84.0))
     assert [line.split(" | ")[3:6] for line in readme.results(rows).splitlines()[2:4]] == [
         ["84.00 ± 0.21", "5000", "1"],
@@ -61,13 +33,13 @@ def test_bounds_of_different_numbers_of_samples_are_apart():
     ]
 
 
-def test_the_table_takes_rows_in_any_order():
-    """Seeds of a recipe need not stand together."""
+def test_the_table_takes_rows_in_any_order(row):
+    """The seeds of a recipe need not be next to each other."""
     rows = [row("a", 0), row("b", 0, nll_iw_nats=90.0), row("a", 1)]
     assert readme.results(rows) == readme.results([rows[0], rows[2], rows[1]])
 
 
-def test_the_short_table_has_some_of_the_columns():
+def test_the_short_table_has_some_of_the_columns(row):
     rows = [row("a", 0), row("a", 1, nll_iw_nats=85.2)]
     lines = readme.results(rows, short=True).splitlines()
     assert lines[0] == "| recipe | train, minutes | NLL bound | K | seeds | neg-ELBO | Fréchet |"

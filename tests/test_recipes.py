@@ -1,4 +1,4 @@
-"""The recipes: each the committed params.yaml and valid changes to it; and what `make run` starts."""
+"""The recipes are valid changes to the committed params.yaml. `make run` starts the pipeline on reachable data."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.sh") if path.s
 
 
 def program(path: Path, body: str) -> None:
-    """An executable in the place of another."""
+    """Writes an executable that replaces another program."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!/bin/sh\n{body}\n")
     path.chmod(0o755)
@@ -24,7 +24,7 @@ def program(path: Path, body: str) -> None:
 
 @pytest.fixture
 def repository(tmp_path):
-    """A commit of the recipes and params.yaml, with a `dvc` that says how it was called."""
+    """A repository with the recipes and params.yaml, and a `dvc` that prints its arguments."""
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     shutil.copy(ROOT / "params.yaml", tmp_path)
     program(tmp_path / "bin/dvc", """for word in "$@"; do echo "$word"; done""")
@@ -49,24 +49,25 @@ def test_a_recipe_is_one_experiment_with_valid_params(repository, recipe):
         key, _, value = change.partition("=")
         section, _, name = key.partition(".")
         assert flag == "-S"
-        assert tree[section][name] != yaml.safe_load(value)  # it says no more than what it changes
+        assert tree[section][name] != yaml.safe_load(value)  # a recipe lists only changes
         tree[section][name] = yaml.safe_load(value)
     (repository / "changed.yaml").write_text(yaml.safe_dump(tree))
     params.load(repository / "changed.yaml")
 
 
-def test_the_recipes_are_those_of_the_leaderboard():
+def test_every_recipe_is_on_the_leaderboard():
     assert {row["recipe"] for row in leaderboard.read(ROOT / "metrics/leaderboard.csv")} == set(RECIPES)
 
 
 def test_another_seed_is_another_experiment(repository):
-    """What is given after the recipe comes after its name, and dvc takes the last."""
+    """Arguments after the recipe come after its own, and dvc takes the last value of an option."""
     words = run(repository, "minute", "--name", "minute-1", "-S", "train.seed=1").stdout.splitlines()
     assert words == ["exp", "run", "--name", "minute", "--name", "minute-1", "-S", "train.seed=1"]
 
 
 @pytest.mark.parametrize("staged", [False, True])
-def test_what_an_experiment_left_behind_goes_into_no_recipe(repository, staged):
+def test_a_recipe_refuses_a_changed_params_file(repository, staged):
+    """Changes that an experiment left behind would become part of the recipe. They are kept."""
     path = repository / "params.yaml"
     path.write_text(path.read_text().replace("augmentation: 0 ", "augmentation: 0.6 "))
     if staged:
@@ -86,14 +87,16 @@ def test_what_an_experiment_left_behind_goes_into_no_recipe(repository, staged):
     ids=["reachable", "unreachable", "an error in params.yaml"],
 )
 def test_make_run(tmp_path, answer, started):
-    """MNIST where it can be had, the digits where it cannot, and neither where something else is wrong."""
+    """It takes MNIST if it is reachable, else the digits. After any other error it starts nothing."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     for name in ("requirements.lock", "pyproject.toml", ".venv/installed"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     program(tmp_path / ".venv/bin/python", f"exit {answer}")
     program(tmp_path / ".venv/bin/dvc", 'echo "$@"')
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # of `make test`
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("MAKE")
+    }  # set by `make test`
     done = subprocess.run(["make", "run"], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.stdout.startswith(started)
     assert bool(done.stdout) == bool(started)

@@ -1,10 +1,10 @@
-"""What changes as a training goes on: the weight of the rate, and the three parts."""
+"""The schedule of a training: the weight of the rate, and the three parts."""
 
 from vae import schedule
 
 
 def test_weight_of_the_rate(small):
-    """It rises linearly from 0 to 1 over kl_warmup_epochs, which may be a fraction, and stays there; 0 is none."""
+    """It rises linearly from 0 to 1 over kl_warmup_epochs, then stays 1. A fraction is allowed. 0 means always 1."""
     config = small(train={"kl_warmup_epochs": 2.0}).train
     assert [schedule.kl_weight(config, epoch) for epoch in (0, 0.5, 1, 2, 3)] == [0, 0.25, 0.5, 1, 1]
     config = small(train={"kl_warmup_epochs": 0.5}).train
@@ -13,7 +13,7 @@ def test_weight_of_the_rate(small):
     assert schedule.kl_weight(config, 0) == 1
 
 
-def test_weight_of_the_rate_goes_on_rising_in_the_last_part(small):
+def test_weight_of_the_rate_still_rises_in_the_last_part(small):
     config = small(train={"epochs": 2, "refine_epochs": 3, "kl_warmup_epochs": 4.0}).train
     found = schedule.Schedule(config, learned_prior=False)
     steps = [step for epoch in range(found.epochs) for step in found.of_epoch(epoch, 1)]
@@ -21,8 +21,8 @@ def test_weight_of_the_rate_goes_on_rising_in_the_last_part(small):
 
 
 def test_three_parts(small):
-    """The whole model while fewer and fewer images are moved, its prior alone where it is learned, and all of it again
-    on more samples and on no moved image."""
+    """First the whole model is trained, and the share of augmented images falls. Then a learned prior is trained alone.
+    Then the whole model is trained on more samples, without augmentation."""
     parts = {"epochs": 2, "prior_epochs": 1, "refine_epochs": 1, "importance_samples": 2, "augmentation": 0.5}
     refined = {"refine_importance_samples": 7, "refine_rate": 0.25}
     plain = {"schedule": "constant", "warmup_steps": 0, "kl_warmup_epochs": 0.0}

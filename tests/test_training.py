@@ -1,4 +1,4 @@
-"""Training: bitwise repeatable and resumable, its schedules, and a loss that falls."""
+"""Training: repeatable and resumable bit for bit, with the scheduled rates and a falling loss."""
 
 from vae.runtime import live
 
@@ -14,9 +14,10 @@ import torch
 from vae import augmentation, data, model, objective, optimizers, training
 from vae.errors import InputError
 from vae.evaluation import metrics
+from vae.idx import PIXELS
 
-SIZE = 300  # images of the bitwise tests: four batches of 64 and a rest
-STILL = {  # steps of no size
+SIZE = 300  # images of the bitwise tests: four batches of 64 and one of 44
+STILL = {  # rates so low that no weight changes
     "learning_rate": 1e-30,
     "prior_learning_rate": 1e-30,
     "flow_learning_rate": 1e-30,
@@ -26,7 +27,7 @@ STILL = {  # steps of no size
 
 @pytest.fixture
 def start(small, digits):
-    """Makes a fresh training and the images that it takes, from fields of the section `train`."""
+    """Makes a new training with its training and validation images, from fields of the section `train`."""
 
     def make(seed: int = 0, prior: str = "standard-normal", architecture: str = "mlp", **train: object):
         config = small(model={"prior": prior, "architecture": architecture}, train=train)
@@ -39,7 +40,7 @@ def start(small, digits):
 
 @pytest.fixture
 def script(monkeypatch):
-    """pipeline/train.py, which starts an observer when it is imported."""
+    """pipeline/train.py, without the observer that its import starts."""
     monkeypatch.setattr(live, "start", lambda: None)
     from pipeline import train
 
@@ -62,7 +63,7 @@ def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 )
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_bitwise_repeatable(start, tmp_path, prior, architecture, precision):
-    """Two trainings give the same records and the same file, whatever the global generator does meanwhile."""
+    """Two trainings give the same records and the same file, even if the global generator is used meanwhile."""
     files, records = [], []
     for name in ("first", "second"):
         fit, *images = start(prior=prior, architecture=architecture, precision=precision, epochs=2)
@@ -79,8 +80,8 @@ def test_bitwise_repeatable(start, tmp_path, prior, architecture, precision):
 
 @pytest.mark.parametrize("binarization", ["dynamic", "none"])
 def test_another_seed_is_another_training(small, digits, binarization):
-    """From the same weights, `train.seed` alone draws the order, the noise and the binarization of a training, and has
-    no part in its validation."""
+    """With equal initial weights, `train.seed` decides the order, the noise and the binarization of a training.
+    It does not change the validation."""
     found = []
     for seed in (0, 0, 1):
         config = small(train=STILL | {"seed": seed, "epochs": 1})
@@ -105,10 +106,8 @@ def test_another_seed_is_another_training(small, digits, binarization):
     ids=["plain", "mixture", "flow", "conv", "refined"],
 )
 def test_resumed_after_each_epoch_is_uninterrupted(start, other):
-    """A training that is killed after any epoch and resumed from its checkpoint ends bitwise the same.
-
-    The one that resumes starts from other weights and another generator, so that all of it must be restored.
-    """
+    """A training that is resumed from the checkpoint of any epoch ends with the same bits.
+    It starts with other weights and another generator, so everything must come from the checkpoint."""
     options = other | {"epochs": 3}
     whole = start(**options)
     expected, checkpoints = [], []
@@ -128,10 +127,8 @@ def test_resumed_after_each_epoch_is_uninterrupted(start, other):
 
 
 def test_loss_falls(small, digits):
-    """In a few epochs of the bundled digits, from a bit for each pixel to well below what no latent could reach.
-
-    The best decoder that ignores its latents gives each pixel its mean over the images.
-    """
+    """In a few epochs on the bundled digits, the loss falls from one bit per pixel to well below `blind`.
+    `blind` is the loss of the best decoder without latents, which gives each pixel its mean over the images."""
     config = small(
         model={"encoder": [128], "decoder": [128], "latent_dim": 10},
         train={"epochs": 8, "learning_rate": 0.005, "warmup_steps": 10},
@@ -154,7 +151,7 @@ def test_loss_falls(small, digits):
 
 @pytest.mark.parametrize("architecture", ["mlp", "conv"])
 def test_starting_at_the_mean(vae, digits, architecture):
-    """A decoder without weights gives each pixel its mean over the images, and at least one in a thousand."""
+    """A decoder with weights of zero gives each pixel its mean over the images, but at least 0.001."""
     network = vae(architecture=architecture)
     training.start_at_mean(network, digits.images)
     with torch.no_grad():
@@ -169,14 +166,14 @@ def test_starting_at_the_mean(vae, digits, architecture):
     assert network.decode.bias.requires_grad
 
 
-def test_a_fresh_model_is_of_its_seed_alone(script, small, digits):
+def test_the_seed_decides_a_new_model(small, digits):
     first, again, other = (training.start(small(train={"seed": seed}), digits.images).model for seed in (1, 1, 2))
     assert same(first, again)
     assert not same(first, other)
 
 
-def test_the_script_starts_at_the_mean_where_it_is_told_to(script, small, digits):
-    """Elsewhere the decoder's bias is torch's, at most 1 / sqrt(16)."""
+def test_initial_bias(small, digits):
+    """`data-mean` starts at the mean image. `default` keeps torch's initial bias, which is at most 1 / sqrt(16)."""
     mean, default = (
         training.start(small(train={"initial_bias": name}), digits.images).model.decode.bias
         for name in ("data-mean", "default")
@@ -185,8 +182,8 @@ def test_the_script_starts_at_the_mean_where_it_is_told_to(script, small, digits
     assert 0 < default.abs().max() <= 0.25
 
 
-def test_sections_that_a_checkpoint_is_of(script, small, digits_folder, tmp_path, monkeypatch):
-    """A training that was killed is not resumed with another of them."""
+def test_sections_in_the_key_of_a_checkpoint(script, small, digits_folder, tmp_path, monkeypatch):
+    """A killed training is not resumed if one of these sections has changed."""
 
     def stop(sections, _files):
         raise InputError(sections)
@@ -200,7 +197,7 @@ def test_sections_that_a_checkpoint_is_of(script, small, digits_folder, tmp_path
 
 
 def test_records(start):
-    """One for each epoch, numbered from 1, with the columns of metrics/train.csv."""
+    """There is one record for each epoch, counted from 1, with the columns of metrics/train.csv."""
     records = run(start(epochs=3))
     assert [record.epoch for record in records] == [1, 2, 3]
     for record in records:
@@ -211,12 +208,12 @@ def test_records(start):
 
 
 def test_train_loss_is_the_mean_over_images(small, digits):
-    """With steps of no size, an epoch's loss is that of its start: a last, smaller batch counts by its size."""
+    """If no weight changes, the loss of an epoch is the initial loss. Each image counts equally, even in a small batch."""
     config = small(train=STILL | {"epochs": 1, "batch_size": 64, "kl_warmup_epochs": 0.0})
     torch.manual_seed(0)
     fit = training.Fit(model.VAE(config.model), config.train)
     grey = digits.images[:65].clone()
-    grey[:64] = 0  # one image unlike the rest: a mean of batch means would be far off
+    grey[:64] = 0  # the last image differs, and is a batch alone: a mean of batch means would be far off
     with torch.no_grad():
         fit.model.decode.layers[-1].bias.fill_(-3.0)
     (record,) = training.fit(fit, grey, grey, "none")
@@ -229,9 +226,9 @@ def test_train_loss_is_the_mean_over_images(small, digits):
 
 
 def test_every_image_is_used_once_in_an_epoch(start, monkeypatch):
-    """Each epoch takes a new order of all images, the last, smaller batch included."""
+    """Each epoch takes all images in a new order. The last batch is smaller."""
     fit, train, validation = start(epochs=2)
-    train = torch.arange(SIZE, dtype=torch.int32)[:, None].expand(SIZE, data.PIXELS)
+    train = torch.arange(SIZE, dtype=torch.int32)[:, None].expand(SIZE, PIXELS)
     seen: list[torch.Tensor] = []
     inputs = training.inputs
 
@@ -251,7 +248,7 @@ def test_every_image_is_used_once_in_an_epoch(start, monkeypatch):
 
 
 def test_inputs(digits):
-    """dynamic draws new bits at each use; none gives the grey values."""
+    """`dynamic` draws new bits each time. `none` gives the grey values."""
     grey, generator = digits.images[:20], torch.Generator().manual_seed(0)
     first, second = (training.inputs(grey, "dynamic", generator) for _ in range(2))
     assert set(first.unique().tolist()) == {0.0, 1.0}
@@ -259,8 +256,8 @@ def test_inputs(digits):
     assert torch.equal(training.inputs(grey, "none", generator), grey.float() / 255)
 
 
-def test_augmentation_falls_to_none(start, monkeypatch):
-    """Training images alone are moved: the whole share at first, none at the end, in equal steps over all epochs."""
+def test_augmentation_falls_to_zero(start, monkeypatch):
+    """The share of augmented training images falls to zero in equal steps. Validation images are not augmented."""
     fit, train, validation = start(epochs=2, augmentation=0.5)
     shares, augment = [], training.augmentation.augment
 
@@ -278,16 +275,16 @@ def test_augmentation_falls_to_none(start, monkeypatch):
 
 
 def test_validation_is_the_same_each_time(start):
-    """The same model has the same validation loss, bit for bit, and in any batches nearly the same."""
+    """The same model has the same validation loss, bit for bit. Another order of the images gives them other noise."""
     fit, _, validation = start()
     one = training.validate(fit.model, validation, "dynamic")
     torch.rand(5)
     assert training.validate(fit.model, validation, "dynamic") == one
-    assert training.validate(fit.model, validation.flip(0), "dynamic") != one  # other noise for each image
+    assert training.validate(fit.model, validation.flip(0), "dynamic") != one
 
 
 def test_validation_does_not_touch_the_training(start):
-    """Another validation split changes no weight."""
+    """Another validation split gives the same weights."""
     one, other = start(epochs=2), start(epochs=2)
     run(one)
     run((other[0], other[1], other[2][:10]))
@@ -295,7 +292,7 @@ def test_validation_does_not_touch_the_training(start):
 
 
 def test_every_parameter_moves(start):
-    """Two epochs reach every tensor of encoder, decoder and prior, with either objective and either optimizer."""
+    """Two epochs change every tensor of encoder, decoder and prior, with both objectives and both optimizers."""
     for prior, architecture, samples, optimizer in [
         ("standard-normal", "mlp", 1, "adam"),
         ("mixture", "conv", 1, "muon"),
@@ -312,7 +309,7 @@ def test_every_parameter_moves(start):
 
 @pytest.mark.parametrize("prior", ["mixture", "flow"])
 def test_epochs_of_the_prior(start, prior):
-    """The last epochs fit the prior, while the networks stand still bit for bit."""
+    """The last epochs train the prior. The networks stay the same bit for bit."""
     fit, *images = start(prior=prior, epochs=3, prior_epochs=4, importance_samples=2)
     records, states = [], []
     for record in training.fit(fit, *images, "dynamic"):
@@ -335,7 +332,7 @@ def test_a_prior_without_parameters_has_no_epochs(start):
 
 
 def test_refined_on_many_samples(start, monkeypatch):
-    """After the epochs of the prior, the whole model moves again, on the larger K, and on no image that was moved."""
+    """After the epochs of the prior, the whole model is trained again, with the larger K and without augmentation."""
     taken = []
     loss, moved = objective.importance_weighted_loss, augmentation.augment
     monkeypatch.setattr(
@@ -361,8 +358,8 @@ def test_refined_on_many_samples(start, monkeypatch):
     assert not any(share > 0 for share in shares[5:])
 
 
-def test_gradients_in_parts_are_those_of_the_batch(start, monkeypatch):
-    """However many samples are decoded at once: on posteriors without noise, parts and whole agree up to rounding."""
+def test_gradients_in_parts_sum_to_the_gradient_of_the_batch(start, monkeypatch):
+    """The posteriors have no noise here, so the sum over the parts of a batch equals the whole up to rounding."""
     fit, train, _ = start(prior="mixture")
     size = fit.model.config.latent_dim
     with torch.no_grad():
@@ -382,7 +379,7 @@ def test_gradients_in_parts_are_those_of_the_batch(start, monkeypatch):
 
 
 def test_refining_lowers_the_bound(small, digits):
-    """After the same training, refined epochs on many samples lower the bound by more than as many on one sample do."""
+    """After the same training, refining with many samples lowers the bound more than refining with one sample."""
     bounds = []
     for samples in (1, 30):
         config = small(
@@ -402,7 +399,7 @@ def test_refining_lowers_the_bound(small, digits):
 
 
 def test_gradients_are_clipped(start):
-    """With gradient_clip, no step sees a gradient of a larger norm; without, some do."""
+    """With gradient_clip, no gradient has a larger norm. Without it, some do."""
 
     def norms(**train: object) -> list[float]:
         fit, *images = start(epochs=1, **train)
@@ -423,7 +420,7 @@ def test_gradients_are_clipped(start):
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_divergence_is_an_error(start, schedule):
-    """A loss that is not finite ends the training with an error that names the way out, and yields no record."""
+    """A loss that is not finite ends the training with an error that names the way out. It yields no record."""
     epochs = training.fit(*start(learning_rate=1e8, schedule=schedule, warmup_steps=0, epochs=5), "dynamic")
     records = []
     with pytest.raises(InputError, match=r"diverged.*train\.learning_rate.*train\.gradient_clip"):
@@ -433,14 +430,14 @@ def test_divergence_is_an_error(start, schedule):
 
 
 def test_a_validation_that_is_not_finite_is_an_error(start, monkeypatch):
-    """Also where the loss of the training is finite."""
+    """It is an error even if the training loss is finite."""
     monkeypatch.setattr(training, "validate", lambda *_: math.nan)
     with pytest.raises(InputError, match="epoch 1 is not finite"):
         run(start(epochs=1))
 
 
-def test_collapse_is_told(start):
-    """A training that ends on the mean image alone is told from one that ends with a code in its latents."""
+def test_collapse_is_reported(start):
+    """A training whose latents carry nothing gets a warning. A healthy training gets none."""
     healthy = run(start(epochs=30, kl_warmup_epochs=0.0))[-1]
     assert training.collapse(healthy) is None
     collapsed = run(start(epochs=1, kl_warmup_epochs=0.0, learning_rate=0.0))[-1]
@@ -449,9 +446,9 @@ def test_collapse_is_told(start):
 
 
 @pytest.mark.parametrize(("optimizer", "rate"), [("adam", 0.01), ("muon", 0.02)])
-def test_rates_as_applied(start, optimizer, rate):
-    """The rates of the networks follow the schedule over their epochs, those of the prior over its own too, and both
-    start again, lower, where the model is refined; the record has the last of the networks' matrices."""
+def test_learning_rates(start, optimizer, rate):
+    """The rates of the networks follow the schedule over `epochs`, the rates of the prior over `prior_epochs` too.
+    Both start again at a lower rate when the model is refined. A record has the last rate of the networks' matrices."""
     options = {"schedule": "cosine", "learning_rate": 0.01, "muon_learning_rate": 0.02, "optimizer": optimizer}
     parts = {"epochs": 2, "prior_epochs": 2, "refine_epochs": 1, "refine_rate": 0.2, "warmup_steps": 3}
     fit, *images = start(prior="mixture", **options, **parts)
@@ -479,6 +476,6 @@ def test_rates_as_applied(start, optimizer, rate):
 
 
 def test_weight_of_the_rate_is_in_no_record(start):
-    """The records are of the ELBO itself: at the first step, with a weight of zero, they still count the rate."""
+    """Records have the ELBO with the full rate, even at the first step, where the objective weighs it by zero."""
     weighted, plain = (start(epochs=1, kl_warmup_epochs=epochs, **STILL) for epochs in (1000.0, 0.0))
     assert run(weighted) == run(plain)

@@ -1,0 +1,81 @@
+"""A run is reproduced from its record, found by a name, and recorded again by the doctor."""
+
+import json
+
+import pytest
+
+from vae.tracking import reproduction
+
+pytestmark = pytest.mark.pipeline
+
+RESULT = ("params.yaml", "metrics/mlflow.json")
+WHICH, DOCTOR, REPRODUCE = (f"tools/{name}.py" for name in ("which", "doctor", "reproduce"))
+
+
+def test_run_from_a_dirty_experiment_is_reproduced_bit_for_bit(project):
+    """Even with an uncommitted change of code and a new file in any encoding, which only the diff in the run has."""
+    code, notes = project.folder / "src/vae/evaluation/plots.py", project.folder / "notes.txt"
+    committed = code.read_text()
+    code.write_text(committed.replace("GAP = 2", "GAP = 3"))
+    assert code.read_text() != committed
+    notes.write_bytes(b"caf\xe9\r\n")
+    project.dvc("exp", "run", "--name", "dirty", "--set-param", "evaluate.seed=14")
+    run = project.recorded()
+    assert project.assert_whole(run).data.tags["git.dirty"] == "true"
+    notes.unlink()
+    project.run("git", "checkout", "--quiet", "--", ".")  # the files are those of the commit again
+    assert not project.changes()
+
+    runs = project.runs()
+    done = project.script(REPRODUCE, "params.yaml", run)
+    assert done.stdout.count("the same, bit for bit") == len(json.loads(project.text(run, "hashes.json")))
+    assert "reproduced: every file is the same" in done.stdout
+    assert (project.folder / f".dvc/tmp/worktrees/{run}/notes.txt").read_bytes() == b"caf\xe9\r\n"
+    assert project.runs().keys() == runs.keys()
+    assert not project.changes()  # the user's tree is not touched
+
+
+def test_reproduction_says_how_far_apart_a_file_is(project, tmp_path):
+    """The check can fail: it reports a recorded hash and a recorded file that differ from the results."""
+    name = "metrics/evaluation.json"
+    found = project.json(name)
+    recorded = tmp_path / name
+    recorded.parent.mkdir()
+    recorded.write_text(json.dumps(found | {"active_units": found["active_units"] + 5}))
+    hashes = {name: "0", "metrics/none.json": "0"}
+    assert reproduction.compare(project.folder, hashes, tmp_path) == 2
+    assert "largest difference 5" in reproduction.distance(project.folder / name, recorded)
+
+
+def test_which_run_is_an_experiment_and_what_the_doctor_does_if_it_is_lost(project):
+    """The doctor records a lost run again from DVC's cache, and ends a run that is stuck."""
+    project.dvc("exp", "run", "--name", "other", "--set-param", "generate.seed=7")
+    run = project.client.get_run(project.recorded())
+    assert run.info.run_id in project.script(WHICH, *RESULT, "other").stdout
+    assert "DVC experiment other" in project.script(WHICH, *RESULT, run.info.run_id).stdout
+    assert project.error(WHICH, *RESULT, "nothing-of-the-kind").startswith("error: nothing-of-the-kind")
+
+    assert "nothing to mend" in project.script(DOCTOR, *RESULT).stdout
+    project.client.delete_run(run.info.run_id)
+    stuck = project.client.create_run(run.info.experiment_id, run_name="stuck")
+    tags = {"vae.place": "elsewhere:/of/another"}
+    foreign = project.client.create_run(run.info.experiment_id, run_name="foreign", tags=tags)
+    sick = project.script(DOCTOR, *RESULT, check=False)
+    assert sick.returncode == 1
+    assert "experiment other" in sick.stdout
+    assert "stuck" in sick.stdout
+    before = project.runs()
+    project.script(DOCTOR, *RESULT, "--mend")
+    assert project.status(stuck.info.run_id) == "KILLED"
+    assert project.status(foreign.info.run_id) == "RUNNING"  # whoever trains it knows
+    (again,) = project.runs().keys() - before.keys()
+    again = project.assert_whole(again)
+    assert again.data.tags["dvc.experiments"] == "other"
+    assert again.data.tags["vae.key"] == run.data.tags["vae.key"]
+    assert "nothing to mend" in project.script(DOCTOR, *RESULT).stdout
+    assert again.info.run_id in project.script(WHICH, *RESULT, "other").stdout
+
+    project.dvc("exp", "remove", "other")
+    orphan = project.script(DOCTOR, *RESULT, check=False)
+    assert orphan.returncode == 0  # nothing is lost
+    assert f"make reproduce RUN={again.info.run_id}" in orphan.stdout

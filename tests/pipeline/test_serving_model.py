@@ -1,0 +1,89 @@
+"""The recorded model can be served, and it is the champion if it is the best."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+
+from tests.pipeline.project import CURVE, LIMIT_SECONDS, TINY, server
+from vae import params
+from vae.tracking.registry import register
+
+pytestmark = pytest.mark.pipeline
+
+
+def test_model_is_served_and_outlives_bad_requests(project):
+    """`mlflow models serve`: every task works, wrong requests get an error 4xx, and the model holds no pickle."""
+    run = project.recorded()
+    command = ["mlflow", "models", "serve", "-m", f"runs:/{run}/model", "--env-manager", "local"]
+
+    def post(*requests_):
+        url = f"{address}/invocations"
+        body = json.dumps({"inputs": list(requests_)})  # which writes NaN, as clients in Python do
+        return requests.post(url, data=body, headers={"Content-Type": "application/json"}, timeout=LIMIT_SECONDS)
+
+    environment = project.at(project.uri).environment
+    with server(command, "/ping", "/", environment) as address:  # the model must work outside of the repository
+        first = post({"task": "generate", "n": 2, "seed": 3})
+        assert first.status_code == 200
+        images = first.json()["predictions"][0]["images"]
+        assert [len(image) for image in images] == [784, 784]
+        assert np.abs(np.subtract(*images)).max() > 0.01  # two samples differ
+        encoded = post({"task": "encode", "images": images}).json()["predictions"][0]
+        assert [len(mu) for mu in encoded["mu"]] == [TINY["model"]["latent_dim"]] * 2
+        decoded = post({"task": "decode", "latents": encoded["mu"]}, {"task": "reconstruct", "images": images})
+        one, other = (np.array(item["images"]) for item in decoded.json()["predictions"])
+        np.testing.assert_allclose(one, other, atol=1e-4)
+        for wrong, reason in [
+            ({"task": "generate", "n": 10**9, "seed": 0}, "from 1 to 1000"),
+            ({"task": "encode", "images": [[0.5] * 783]}, "784"),
+            ({"task": "encode", "images": [[math.nan] * 784]}, "[0, 1]"),
+            ({"task": "decode", "latents": [[0.0]]}, "values each"),
+            ({"task": "paint"}, "must be one of"),
+        ]:
+            answer = post(wrong)
+            assert 400 <= answer.status_code < 500, answer.text
+            assert reason in answer.text
+            assert len(answer.text) < 1000 or wrong["task"] == "encode"
+        assert post({"task": "generate", "n": 2, "seed": 3}).json() == first.json()  # it lives on, and is seeded
+    model = project.client.get_run(run).outputs.model_outputs[0].model_id
+    stored = Path(project.client.get_logged_model(model).artifact_location.removeprefix("file://"))
+    assert (stored / "MLmodel").is_file()
+    assert not [path for path in stored.rglob("*") if path.suffix in (".pkl", ".pickle", ".pt", ".bin")]
+
+
+def test_the_champion_is_the_best_on_the_validation_split(project):
+    client, name = project.client, "vae-digits"
+    (first,) = client.search_model_versions(f"name = '{name}'")
+    champion = client.get_model_version_by_alias(name, "champion")
+    assert champion.version == first.version
+    with (project.folder / "metrics/train.csv").open(newline="") as file:
+        score = float(list(csv.DictReader(file))[-1][CURVE])
+    assert float(first.tags[CURVE]) == score
+
+    config = params.load(project.folder / "params.yaml")
+    experiment = client.get_run(first.run_id).info.experiment_id
+    runs = [client.create_run(experiment).info.run_id for _ in range(5)]
+
+    def champion_after(run_id, config, value) -> int:
+        """The version of the champion after a model with this value has been registered."""
+        register(client, config, run_id, first.source, value)
+        return int(client.get_model_version_by_alias(name, "champion").version)
+
+    assert champion_after(runs[0], config, score + 1) == 1  # worse
+    assert champion_after(runs[1], config, score - 1) == 3  # better
+    split = config.data.model_copy(update={"validation": config.data.validation - 1})
+    other = config.model_copy(update={"data": split})
+    assert champion_after(runs[2], other, 1.0) == 3  # far better, on images of its own
+    assert champion_after(runs[3], config, 1.0) == 5
+    assert champion_after(runs[3], config, 1.0) == 5  # tried again: no other version
+    versions = client.search_model_versions(f"name = '{name}'")
+    assert len(versions) == 5
+    compared = [version for version in versions if version.tags["data.validation"] == str(config.data.validation)]
+    assert min(compared, key=lambda version: float(version.tags[CURVE])).version == 5
+    client.delete_model_version_tag(name, "5", CURVE)  # as one that was chosen by hand
+    assert champion_after(runs[4], config, 0.5) == 5

@@ -1,0 +1,182 @@
+"""The layout: which file may import which, and what every file of the repository obeys."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import editorconfig
+import pytest
+import yaml
+
+from tools.deps import imported
+
+ROOT = Path(__file__).parents[1]
+LIBRARY = ROOT / "src/vae"
+CORE = {path.stem for path in LIBRARY.glob("*.py")} - {"__init__"}
+ROOMS = {"evaluation", "runtime", "serving", "tracking"}
+# For each room: what it may import of the library, and which packages besides the standard library.
+RULES = {
+    "": (CORE, {"torch", "numpy", "pydantic", "yaml", "safetensors"}),
+    "evaluation": (CORE | {"evaluation"}, {"torch", "numpy", "PIL", "matplotlib", "tqdm"}),
+    "runtime": ({"errors", "idx", "runtime"}, {"filelock", "numpy", "PIL", "psutil", "requests", "sklearn", "torch"}),
+    "serving": (CORE | {"serving"}, {"torch", "mlflow", "pydantic"}),
+    "tracking": (
+        {"params", "errors", "runtime", "evaluation.plots", "tracking"},
+        {"mlflow", "dvc", "filelock", "numpy", "PIL", "safetensors"},
+    ),
+}
+RULES["runtime"][1].update({"tqdm", "urllib3"})
+
+
+def listed(*arguments: str) -> list[Path]:
+    """The tracked files of the repository."""
+    command = ["git", "ls-files", "-z", "--cached", *arguments]
+    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    return [ROOT / name for name in names if name and (ROOT / name).is_file()]
+
+
+def forbidden(path: Path, room: str) -> set[str]:
+    """The imports of a file that its room may not have."""
+    inside, packages = RULES[room]
+    found = set()
+    for name in imported(path):
+        first, _, rest = name.partition(".")
+        if first == "vae":
+            allowed = any(rest == item or rest.startswith(f"{item}.") for item in inside)
+        else:
+            allowed = first in packages or first in sys.stdlib_module_names
+        if not allowed:
+            found.add(name)
+    return found
+
+
+@pytest.mark.parametrize("room", RULES, ids=lambda room: room or "core")
+def test_imports_run_one_way(room):
+    files = [path for path in (LIBRARY / room).glob("*.py") if path.name != "__init__.py"]
+    assert files
+    assert {path.name: found for path in files if (found := forbidden(path, room))} == {}
+
+
+def test_a_wrong_import_is_found(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import os\nimport torch\nfrom vae import prior\n\ndef f():\n    from vae.runtime import cores\n")
+    assert forbidden(script, "") == {"vae.runtime.cores"}
+    assert forbidden(script, "tracking") == {"torch", "vae.prior"}
+
+
+def test_the_rooms_are_packages_and_no_others():
+    folders = {path.parent.relative_to(LIBRARY).as_posix() for path in LIBRARY.rglob("*.py")}
+    assert folders == {".", *ROOMS}
+    assert all((LIBRARY / folder / "__init__.py").is_file() for folder in folders)
+    assert (LIBRARY / "__init__.py").read_text() == ""
+
+
+@pytest.mark.parametrize("room", ["runtime", "tracking"])
+def test_torch_is_not_loaded_by(room):
+    """Stages and tools that only look things up start without it."""
+    modules = [f"vae.{room}.{path.stem}" for path in (LIBRARY / room).glob("*.py") if path.stem != "__init__"]
+    code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT / "src")}, check=False).returncode == 0
+    )
+
+
+def test_nothing_imports_the_scripts():
+    for path in LIBRARY.rglob("*.py"):
+        assert not {name.partition(".")[0] for name in imported(path)} & {"pipeline", "tools", "bench", "tests"}, path
+
+
+def test_each_script_has_its_stage_or_its_make_target():
+    stages = [spec["cmd"] for name in ("dvc.yaml", "quality/dvc.yaml") for spec in stages_of(name).values()]
+    scripts = sorted(match for command in stages for match in re.findall(r"pipeline/\w+\.py", command))
+    assert scripts == sorted(f"pipeline/{path.name}" for path in (ROOT / "pipeline").glob("*.py"))
+    makefile = (ROOT / "Makefile").read_text()
+    assert all(f"tools/{path.name}" in makefile for path in (ROOT / "tools").glob("*.py"))
+
+
+def stages_of(name: str) -> dict[str, dict]:
+    return yaml.safe_load((ROOT / name).read_text())["stages"]
+
+
+def test_every_make_target_is_phony_and_explained():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z-]+):", makefile, flags=re.M))
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, flags=re.M)
+    assert set(phony.split()) == targets
+    assert set(re.findall(r"^([a-z-]+):.*## \S", makefile, flags=re.M)) == targets
+
+
+def test_a_pipeline_script_has_no_maths():
+    """It may call torch for tensors and threads, and leaves every computation to the library."""
+    for path in (ROOT / "pipeline").glob("*.py"):
+        names = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+        assert not names & {"sigmoid", "exp", "mean", "std", "sum", "softmax", "matmul", "decode"}, path
+
+
+def text_files() -> list[Path]:
+    binary = {".png", ".safetensors", ".npz", ".gz"}
+    return [path for path in listed() if path.suffix not in binary]
+
+
+def test_text_files_obey_the_editorconfig():
+    wrong = []
+    for path in text_files():
+        rules, content = editorconfig.get_properties(str(path)), path.read_bytes()
+        text = content.decode(rules["charset"])
+        lines = text.split("\n")
+        wrong += [f"{path}: line end"] * (rules["end_of_line"] == "lf" and "\r" in text)
+        wrong += [f"{path}: last line"] * (bool(text) and not text.endswith("\n"))
+        if rules.get("trim_trailing_whitespace") == "true":
+            wrong += [f"{path}:{number}: space" for number, line in enumerate(lines, 1) if line != line.rstrip()]
+        most = int(rules.get("max_line_length", 10**6))
+        wrong += [f"{path}:{number}: long" for number, line in enumerate(lines, 1) if len(line) > most]
+    assert wrong == []
+
+
+def test_a_clone_has_the_same_bytes_whatever_git_does_with_line_ends(tmp_path):
+    """With `core.autocrlf` on, git would otherwise change every text file, and DVC would run every stage again."""
+    original, clone = tmp_path / "original", tmp_path / "clone"
+    for path in listed():
+        (original / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, original / path.relative_to(ROOT))
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org"]
+    for command in (["init", "--quiet"], ["add", "--all", "--force"], ["commit", "--quiet", "--message", "all"]):
+        subprocess.run([*git, *command], cwd=original, check=True)
+    subprocess.run(["git", "-c", "core.autocrlf=true", "clone", "--quiet", str(original), str(clone)], check=True)
+    for path in listed():
+        name = path.relative_to(ROOT)
+        assert (clone / name).read_bytes() == path.read_bytes(), name
+
+
+def test_the_version_is_the_same_everywhere():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
+    assert re.findall(r"^## \[?(\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)[0] == version
+
+
+def test_the_readme_is_short():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 160
+    assert max(map(len, lines)) <= 120
+
+
+def test_links_and_pictures_of_the_documentation_exist():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+            assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_readme_maps_the_files():
+    """A reader finds each module of the library there, and each folder of the repository."""
+    text = (ROOT / "README.md").read_text()
+    block = text[text.index("## Files") :].split("```")[1]
+    modules = {path.name for path in LIBRARY.rglob("*.py")} - {"__init__.py"}
+    assert modules <= set(re.findall(r"\w+\.py\b", block))
+    assert set(re.findall(r"\w+\.py\b", block)) - modules == set()
+    folders = {path.relative_to(ROOT).parts[0] for path in listed() if path.parent != ROOT}
+    for folder in folders - {".ci", ".dvc", "src"}:
+        assert f"{folder}/" in block, folder

@@ -1,0 +1,134 @@
+"""A run brought back and compared. With a real pipeline: tests/pipeline."""
+
+from vae.runtime.files import sha256
+
+import json
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+
+from vae.errors import InputError
+from vae.tracking import reproduction
+
+SETTINGS = ("params.yaml", "dvc.yaml", "dvc.lock")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A work tree at a commit, and the artifacts of a run with changes of all kinds."""
+    folder, recorded = tmp_path / "tree", tmp_path / "recorded"
+    for path in (folder, recorded):
+        path.mkdir()
+
+    def git(*arguments: str) -> bytes:
+        command = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments]
+        return subprocess.run(command, cwd=folder, check=True, capture_output=True).stdout
+
+    files = {"code.py": b"x = 1\r\n", "data.bin": bytes(range(256)), **dict.fromkeys(SETTINGS, b"old\n")}
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    git("init", "--quiet")
+    git("add", "--all")
+    git("commit", "--quiet", "--message", "base")
+    changed = {"code.py": b"x = 2\r\n", "data.bin": bytes(range(255, -1, -1)), "new.txt": b"caf\xe9\r\n"}
+    for name, content in changed.items():
+        (folder / name).write_bytes(content)
+    git("add", "--all")
+    (recorded / "working-tree.diff").write_bytes(git("diff", "--cached", "--binary", "HEAD"))
+    for name in SETTINGS:
+        (recorded / name).write_bytes(f"{name} of the run\r\n".encode())
+    git("reset", "--quiet", "--hard")
+    assert not (folder / "new.txt").exists()
+    return folder, recorded, changed
+
+
+def test_a_run_is_restored_byte_for_byte(run):
+    """Text of any encoding and line ends, binary files, new files, and the params and lock file of the run."""
+    folder, recorded, changed = run
+    reproduction.restore(folder, recorded)
+    for name, content in changed.items():
+        assert (folder / name).read_bytes() == content
+    for name in SETTINGS:
+        assert (folder / name).read_bytes() == (recorded / name).read_bytes()
+
+
+def test_a_run_without_changes_is_restored(run):
+    folder, recorded, _ = run
+    (recorded / "working-tree.diff").write_bytes(b"")
+    reproduction.restore(folder, recorded)
+    assert (folder / "code.py").read_bytes() == b"x = 1\r\n"
+
+
+def test_changes_that_do_not_fit_are_one_clear_error(run):
+    folder, recorded, _ = run
+    (folder / "code.py").write_bytes(b"something else\n")
+    with pytest.raises(InputError, match="git apply"):
+        reproduction.restore(folder, recorded)
+
+
+@pytest.mark.parametrize("works", [0, 1, 2, 3])
+def test_data_comes_from_the_first_source_that_works(tmp_path, monkeypatch, works):
+    """DVC's cache, then its remote, then the mirrors. If none has it, nothing is trained."""
+    done = []
+
+    def execute(command, folder, environment=None):
+        done.append((command, environment))
+        if len(done) <= works:
+            raise InputError(f"failure {len(done)}")
+
+    monkeypatch.setattr(reproduction, "execute", execute)
+    sources = [["dvc", "checkout", "--force", "data"], ["dvc", "pull", "data"], ["dvc", "repro", "download"]]
+    if works == 3:
+        with pytest.raises(InputError, match="failure 3"):
+            reproduction.rerun(tmp_path)
+    else:
+        reproduction.rerun(tmp_path)
+    asked = min(works + 1, 3)
+    assert [command for command, _ in done[:asked]] == sources[:asked]
+    stages = done[asked:]
+    assert [command[-1] for command, _ in stages] == (["train", "evaluate", "generate"] if works < 3 else [])
+    for command, environment in stages:
+        assert {"--single-item", "--force", "--no-commit"} <= set(command)
+        assert environment["DVC_ROOT"] == str(tmp_path)
+        assert environment["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path / 'mlflow.db'}"  # not the user's store
+
+
+def test_numbers_of_each_kind_of_file(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({"x": 1.5, "name": "text", "n": 2}))
+    (tmp_path / "a.csv").write_text("epoch,loss\n1,2.5\n2,1.25\n")
+    Image.fromarray(np.array([[0, 7], [255, 1]], dtype=np.uint8)).save(tmp_path / "a.png")
+    np.savez(tmp_path / "a.npz", b=np.array([3.0]), a=np.array([[1, 2]]))
+    save_file({"w": np.array([[1.0, 2.0]]), "b": np.array([0.5])}, tmp_path / "a.safetensors")
+    (tmp_path / "a.txt").write_text("1 2 3")
+    expected = {
+        "json": [1.5, 2],
+        "csv": [1, 2.5, 2, 1.25],
+        "png": [0, 7, 255, 1],
+        "npz": [1, 2, 3],
+        "safetensors": [0.5, 1, 2],
+        "txt": [],
+    }
+    for suffix, numbers in expected.items():
+        found = reproduction._numbers(tmp_path / f"a.{suffix}")
+        assert (found.dtype, found.tolist()) == (np.float64, numbers)
+
+
+def test_files_are_compared_one_by_one(tmp_path, capsys):
+    """The check can fail: the same file, another one, one of another shape, and one that is missing."""
+    folder, recorded = tmp_path / "tree", tmp_path / "recorded"
+    for path in (folder, recorded):
+        path.mkdir()
+        (path / "same.json").write_text('{"x": 1}')
+        (path / "other.json").write_text(json.dumps({"x": 1 + 5 * (path == folder)}))
+        (path / "shape.csv").write_text("x\n1\n" + "2\n" * (path == folder))
+    hashes = {path.name: sha256(path) for path in recorded.iterdir()} | {"missing.png": "0"}
+    assert reproduction.compare(folder, dict(sorted(hashes.items())), recorded) == 3
+    assert [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()] == [
+        ["missing.png", "missing"],
+        ["other.json", "largest difference 5 over 1 numbers"],
+        ["same.json", "the same, bit for bit"],
+        ["shape.csv", "other content"],
+    ]
