@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from tools import bounds as script
-from vae import data, model, objective
+from vae import model, objective
 from vae.errors import InputError
 from vae.evaluation import annealed_importance
 from vae.evaluation import readme as tables
@@ -68,10 +68,9 @@ def test_the_bounds_enclose_the_truth(linear_gaussian):
     gaps = {}
     for temperatures in (2, 6, 30):
         there, config = annealed_importance.schedule(temperatures), settings(temperatures=temperatures)
-        lower = annealed_importance.anneal(path, starts[0], there, config, generator()) - gaussian.log_p_x[:, None]
-        upper = (
-            -annealed_importance.anneal(path, starts[1], there[::-1], config, generator()) - gaussian.log_p_x[:, None]
-        )
+        log_w = annealed_importance.anneal(path, starts[0], there, config, generator())
+        back_log_w = annealed_importance.anneal(path, starts[1], there[::-1], config, generator())
+        lower, upper = (bound - gaussian.log_p_x[:, None] for bound in (log_w, -back_log_w))
         for side in (-lower, upper):
             assert side.mean() > 5 * side.std() / math.sqrt(side.numel())
         gaps[temperatures] = (upper.mean() - lower.mean()).item()

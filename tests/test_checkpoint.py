@@ -1,7 +1,8 @@
-"""Checkpoints: written whole, held by one process, and never a reason to fail."""
+"""Checkpoints: whole files, held by one process, and never the reason why a training fails."""
 
 from vae.runtime import checkpoint
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -11,11 +12,12 @@ import pytest
 import torch
 
 KEY = "key"
+HANG_SECONDS = 300  # far longer than any of these tests takes on a slow machine
 STATE = {"fit": {"weight": torch.arange(5.0), "epoch": 3, "nested": {"step": torch.tensor(7)}}, "records": [(1, 2.5)]}
 
 
 def equal(one: object, other: object) -> bool:
-    """Equality that reaches into tensors."""
+    """Whether two nested states are equal, tensors included."""
     if isinstance(one, dict):
         return (
             isinstance(other, dict) and one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
@@ -24,7 +26,7 @@ def equal(one: object, other: object) -> bool:
 
 
 def test_round_trip(tmp_path):
-    """What was saved last is what the next process loads."""
+    """The next process loads the last state that was saved."""
     with checkpoint.checkpoint(tmp_path, KEY) as saved:
         assert saved.load() is None
         saved.save(STATE)
@@ -33,15 +35,15 @@ def test_round_trip(tmp_path):
         assert equal(saved.load(), STATE | {"records": [(1, 2.5), (2, 1.5)]})
 
 
-def test_keys_are_apart(tmp_path):
-    """Another training has another checkpoint."""
+def test_each_training_has_its_own_checkpoint(tmp_path):
+    """The key of another training finds nothing."""
     with checkpoint.checkpoint(tmp_path, KEY) as saved, checkpoint.checkpoint(tmp_path, "other") as other:
         saved.save(STATE)
         assert other.load() is None
 
 
 def test_finished_training_leaves_no_checkpoint(tmp_path):
-    """The next training of the same key starts anew, and no file of tensors stays behind."""
+    """The next training of the same key starts from the beginning, and no file of tensors is left."""
     model = tmp_path / "vae.safetensors"
     model.write_bytes(b"model")
     with checkpoint.checkpoint(tmp_path, KEY) as saved:
@@ -51,8 +53,19 @@ def test_finished_training_leaves_no_checkpoint(tmp_path):
     assert [path for path in tmp_path.rglob("*") if path.suffix in {".pt", ".partial"}] == []
 
 
-def test_a_write_that_fails_keeps_the_checkpoint_before(tmp_path, monkeypatch, capsys):
-    """A full disk in the middle of an epoch's checkpoint leaves the last whole one, and the training goes on."""
+def test_the_training_of_a_model_is_known(tmp_path):
+    """Also if another process holds the checkpoint, because that process makes the same model."""
+    model, sha256 = tmp_path / "vae.safetensors", hashlib.sha256(b"model").hexdigest()
+    model.write_bytes(b"model")
+    assert checkpoint.training_of(tmp_path, sha256) is None
+    for own in (True, False):
+        checkpoint.Checkpoint(checkpoint.state_folder(tmp_path) / f"key {own}.pt", own).finish(model)
+        assert checkpoint.training_of(tmp_path, sha256) == f"key {own}"
+    assert checkpoint.training_of(tmp_path, "0" * 64) is None
+
+
+def test_a_write_that_fails_keeps_the_previous_checkpoint(tmp_path, monkeypatch, capsys):
+    """The disk is full in the middle of a write. The last whole checkpoint stays, and the training continues."""
     write = torch.save
 
     def full(state: object, path: object) -> None:
@@ -71,7 +84,7 @@ def test_a_write_that_fails_keeps_the_checkpoint_before(tmp_path, monkeypatch, c
 
 
 def broken(content: bytes) -> dict[str, bytes]:
-    """Ways in which a checkpoint is unreadable."""
+    """Unreadable versions of a checkpoint, by the kind of damage."""
     half = len(content) // 2
     return {
         "empty": b"",
@@ -91,16 +104,16 @@ def broken(content: bytes) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("damage", list(broken(b"")))
 def test_an_unreadable_checkpoint_is_none(tmp_path, capfd, damage):
-    """It is said on one line, and training starts anew: a bad checkpoint never fails a run."""
+    """One line says so, and the training starts from the beginning: a bad checkpoint never makes it fail."""
     with checkpoint.checkpoint(tmp_path, KEY) as saved:
         saved.save(STATE)
         (path,) = tmp_path.rglob("*.pt")
         path.write_bytes(broken(path.read_bytes())[damage])
         assert saved.load() is None
-        said = capfd.readouterr().err
-        assert str(path) in said
-        assert "training from the start" in said
-        assert len(said.splitlines()) == 1
+        warning = capfd.readouterr().err
+        assert str(path) in warning
+        assert "training from the start" in warning
+        assert len(warning.splitlines()) == 1
         saved.save(STATE)
         assert equal(saved.load(), STATE)
 
@@ -121,8 +134,8 @@ def test_a_checkpoint_runs_no_code(tmp_path):
     assert not trace.exists()
 
 
-def test_one_holder(tmp_path):
-    """Of two that train the same, the second runs without a checkpoint, and changes nothing of the first's."""
+def test_one_process_holds_a_checkpoint(tmp_path):
+    """Two processes run the same training. The second has no checkpoint, and does not change the first one's."""
     model = tmp_path / "vae.safetensors"
     model.write_bytes(b"model")
     with checkpoint.checkpoint(tmp_path, KEY) as first:
@@ -134,8 +147,8 @@ def test_one_holder(tmp_path):
         assert equal(first.load(), STATE)
 
 
-def test_held_while_it_lasts(tmp_path):
-    """A training is held from its start to its end, whichever end, and not before or after."""
+def test_a_training_is_held_while_it_runs(tmp_path):
+    """It is held neither before its start nor after its end."""
     assert not checkpoint.is_held(tmp_path, KEY)
     with checkpoint.checkpoint(tmp_path, KEY):
         assert checkpoint.is_held(tmp_path, KEY)
@@ -144,7 +157,7 @@ def test_held_while_it_lasts(tmp_path):
 
 
 def test_released_by_an_error(tmp_path):
-    """An error that ends a training releases it, also while the error is looked at."""
+    """An error that ends a training releases it, even if the traceback keeps its frames alive."""
 
     def train() -> None:
         with checkpoint.checkpoint(tmp_path, KEY):
@@ -157,26 +170,27 @@ def test_released_by_an_error(tmp_path):
 
 
 def test_released_by_a_kill(tmp_path):
-    """A process that is killed holds nothing, and its checkpoint is there for the next."""
+    """A killed process holds nothing, and the next process finds its checkpoint."""
     code = (
-        "import sys, time; from pathlib import Path; from vae.runtime import checkpoint\n"
+        "import sys; from pathlib import Path; from vae.runtime import checkpoint\n"
         "with checkpoint.checkpoint(Path(sys.argv[1]), 'key') as saved:\n"
-        "    saved.save({'epoch': 4}); print('saved', flush=True); time.sleep(60)\n"
+        "    saved.save({'epoch': 4}); print('saved', flush=True); sys.stdin.read()\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", code, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as process:
         assert process.stdout.readline() == "saved\n"
         assert checkpoint.is_held(tmp_path, KEY)
         process.send_signal(signal.SIGKILL)
-        process.wait(10)
+        process.wait(HANG_SECONDS)
     assert not checkpoint.is_held(tmp_path, KEY)
     with checkpoint.checkpoint(tmp_path, KEY) as saved:
         assert saved.load() == {"epoch": 4}
 
 
 def test_training_key(tmp_path):
-    """It is of the configuration and of the contents of the data, whatever the order in which files are given."""
+    """It depends on the configuration and on the contents of files, but not on their order or their times."""
     for name in ("a", "b"):
         (tmp_path / name).write_bytes(name.encode() * 10)
     files = [tmp_path / "a", tmp_path / "b"]
@@ -190,15 +204,15 @@ def test_training_key(tmp_path):
     assert checkpoint.training_key("{}", files) != key
 
 
-def test_training_key_is_of_torch(tmp_path, monkeypatch):
-    """Another release of torch does not take up the training of this one."""
+def test_training_key_depends_on_the_release_of_torch(tmp_path, monkeypatch):
+    """Another release of torch does not continue this training."""
     key = checkpoint.training_key("{}", [])
     monkeypatch.setattr(checkpoint, "version", lambda _: "0.0")
     assert checkpoint.training_key("{}", []) != key
 
 
-def test_training_key_is_of_the_code_that_makes_a_model(tmp_path, monkeypatch):
-    """A change of a file directly in src/vae makes another training. A change below it, in a room, does not."""
+def test_training_key_depends_on_the_code_that_makes_a_model(tmp_path, monkeypatch):
+    """A changed file directly in src/vae makes another training. A changed file in a folder below it does not."""
     monkeypatch.setattr(checkpoint, "LIBRARY", tmp_path)
     (tmp_path / "tracking").mkdir()
     for name, counts in (("model.py", True), ("tracking/store.py", False), ("notes.txt", False)):

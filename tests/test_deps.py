@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tools import deps
 from vae.errors import InputError
@@ -20,6 +21,12 @@ def test_both_files_are_up_to_date_and_stay_as_they_are():
     for name in FILES:
         text = (ROOT / name).read_text()
         assert deps.rewritten(text) == text
+
+
+def test_full_names_of_imports(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import os.path as p, vae.data\nfrom a.b import c as d, e\n\ndef f():\n    import g\n")
+    assert deps.imported(script) == {"os.path", "vae.data", "a.b.c", "a.b.e", "g"}
 
 
 def test_imports_inside_functions_count(tmp_path):
@@ -44,6 +51,24 @@ def test_a_list_gets_what_it_lacks_and_loses_what_is_no_longer_imported():
     )
     wrong = wrong.replace("    - data\n", "    - data  # a folder\n")
     assert deps.rewritten(wrong) == text.replace("    - data\n", "    - data  # a folder\n")
+
+
+@pytest.mark.parametrize("stage", ["download", "track"])
+def test_code_that_only_observes_is_no_dependency(stage):
+    """Only mirrors.py is: it decides what is downloaded."""
+    found = {file for file in deps.closure(f"pipeline/{stage}.py") if file.startswith(deps.OBSERVERS)}
+    assert found == ({deps.MIRRORS} if stage == "download" else set())
+
+
+def test_a_new_stage_gets_its_script_and_imports():
+    """One with a command of two lines, in front of the others."""
+    new = "  new:\n    cmd: >-\n      ${python} pipeline/generate.py params.yaml\n      data\n    deps:\n    - data\n"
+    text = (ROOT / "dvc.yaml").read_text().replace("stages:\n", f"stages:\n{new}    outs:\n    - x\n", 1)
+    before, after = (yaml.safe_load(version)["stages"] for version in (text, deps.rewritten(text)))
+    assert after["new"].pop("deps") == ["data", *sorted(deps.closure("pipeline/generate.py"))]
+    assert before["new"].pop("deps") == ["data"]
+    assert after == before  # nothing else has changed
+    assert deps.rewritten(deps.rewritten(text)) == deps.rewritten(text)
 
 
 def test_a_check_says_what_is_wrong_and_writes_nothing(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Experiments that DVC knows, their runs, and work trees. With real experiments: tests/pipeline."""
+"""Experiments that DVC knows, and their runs. Real experiments: tests/pipeline."""
 
 import json
 import subprocess
@@ -6,24 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 from vae.errors import InputError
-from vae.tracking import experiments, worktree
+from vae.tracking import experiments
 from vae.tracking.experiments import Experiment
 
 RESULT = Path("metrics/mlflow.json")
-
-
-def test_two_processes_never_share_a_work_tree(tmp_path):
-    """The second process would delete the files of the first."""
-    inside = tmp_path / ".dvc/tmp/worktrees/run/file"
-    inside.parent.mkdir(parents=True)
-    inside.touch()
-    held = FileLock(inside.parent.with_suffix(".lock"))
-    with held, pytest.raises(InputError, match="another process uses this work tree"):
-        next(worktree.worktree(tmp_path, "run", "HEAD", keep=True).gen)
-    assert inside.exists()
 
 
 @pytest.fixture

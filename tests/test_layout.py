@@ -1,6 +1,7 @@
 """The layout: which file may import which, and what every file of the repository obeys."""
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -56,8 +57,8 @@ def forbidden(path: Path, room: str) -> set[str]:
 
 @pytest.mark.parametrize("room", RULES, ids=lambda room: room or "core")
 def test_imports_run_one_way(room):
-    files = [path for path in (LIBRARY / room).glob("*.py") if path.name != "__init__.py"]
-    assert files
+    files = list((LIBRARY / room).glob("*.py"))
+    assert len(files) > 1
     assert {path.name: found for path in files if (found := forbidden(path, room))} == {}
 
 
@@ -65,28 +66,48 @@ def test_a_wrong_import_is_found(tmp_path):
     script = tmp_path / "script.py"
     script.write_text("import os\nimport torch\nfrom vae import prior\n\ndef f():\n    from vae.runtime import cores\n")
     assert forbidden(script, "") == {"vae.runtime.cores"}
+    assert forbidden(script, "evaluation") == {"vae.runtime.cores"}
+    assert forbidden(script, "runtime") == {"vae.prior"}  # torch is allowed inside a function
+    assert forbidden(script, "serving") == {"vae.runtime.cores"}
     assert forbidden(script, "tracking") == {"torch", "vae.prior"}
+    script.write_text("import mlflow\nimport dvc.api\nfrom vae.evaluation import metrics, plots\n")
+    assert forbidden(script, "") == {"mlflow", "dvc.api", "vae.evaluation.metrics", "vae.evaluation.plots"}
+    assert forbidden(script, "evaluation") == {"mlflow", "dvc.api"}
+    assert forbidden(script, "runtime") == forbidden(script, "")
+    assert forbidden(script, "serving") == {"dvc.api", "vae.evaluation.metrics", "vae.evaluation.plots"}
+    assert forbidden(script, "tracking") == {"vae.evaluation.metrics"}
+    script.write_text("from . import prior\nfrom .layers import mlp\n")  # `make deps` would not see these
+    assert forbidden(script, "") == {"None.prior", "layers.mlp"}
 
 
 def test_the_rooms_are_packages_and_no_others():
+    """The files __init__.py are in no `deps`, so only tracking/, on which no stage depends, may have code there."""
     folders = {path.parent.relative_to(LIBRARY).as_posix() for path in LIBRARY.rglob("*.py")}
     assert folders == {".", *ROOMS}
     assert all((LIBRARY / folder / "__init__.py").is_file() for folder in folders)
-    assert (LIBRARY / "__init__.py").read_text() == ""
+    assert [folder for folder in folders if (LIBRARY / folder / "__init__.py").read_text()] == ["tracking"]
+
+
+def loads_torch(modules: list[str]) -> bool:
+    """Whether a new process that imports these modules loads torch."""
+    code = f"import sys, {', '.join(modules)}; print('torch' in sys.modules)"
+    command, environment = [sys.executable, "-c", code], os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return done.stdout == "True\n"
 
 
 @pytest.mark.parametrize("room", ["runtime", "tracking"])
 def test_torch_is_not_loaded_by(room):
     """Stages and tools that only look things up start without it."""
-    modules = [f"vae.{room}.{path.stem}" for path in (LIBRARY / room).glob("*.py") if path.stem != "__init__"]
-    code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
-    assert (
-        subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT / "src")}, check=False).returncode == 0
-    )
+    assert not loads_torch([f"vae.{room}.{path.stem}" for path in (LIBRARY / room).glob("*.py") if path.stem[0] != "_"])
+
+
+def test_a_load_of_torch_is_found():
+    assert loads_torch(["vae.layers"])
 
 
 def test_nothing_imports_the_scripts():
-    for path in LIBRARY.rglob("*.py"):
+    for path in (ROOT / "src").rglob("*.py"):
         assert not {name.partition(".")[0] for name in imported(path)} & {"pipeline", "tools", "bench", "tests"}, path
 
 
@@ -165,9 +186,14 @@ def test_the_readme_is_short():
 
 
 def test_links_and_pictures_of_the_documentation_exist():
+    """Each leads to a tracked file, which a clone has too, or to a folder with such files."""
+    files = listed()
+    known = {*files, *(folder for path in files for folder in path.parents)}
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
-        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
-            assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
+        links = re.findall(r"\]\(([^)#\s]+)", page.read_text())
+        assert links
+        for target in links:
+            assert target.startswith("https://") or (page.parent / target).resolve() in known, f"{page.name}: {target}"
 
 
 def test_the_readme_maps_the_files():

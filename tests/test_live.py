@@ -3,7 +3,9 @@
 from vae.runtime import live
 
 import json
+import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,10 +13,19 @@ from pathlib import Path
 
 import pytest
 
+HANG_SECONDS = 300  # far longer than any of these tests takes on a slow machine
+FOREVER = "import time; time.sleep(3000)"  # the code of an observer that only a signal ends
 RECORD = {"epoch": 1, "val_neg_elbo_nats": 101.0, "lr": 0.001}
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """An observer on a slow machine has time to read everything."""
+    monkeypatch.setattr(live, "GRACE_SECONDS", HANG_SECONDS)
+
+
 def observer(code):
+    """A process that runs this code in the place of the observer."""
     return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, start_new_session=True)
 
 
@@ -24,6 +35,7 @@ def recorder(folder):
 
 
 def received(folder):
+    """The messages that a `recorder` has got."""
     return [json.loads(line) for line in (folder / "got").read_text().splitlines()]
 
 
@@ -74,29 +86,65 @@ def test_an_observer_that_died_is_not_noticed():
 
 
 def test_an_observer_that_does_not_read_costs_nothing_until_the_end(monkeypatch):
+    """The end waits a short time, and then kills the observer."""
     monkeypatch.setattr(live, "GRACE_SECONDS", 0.1)
-    process = observer("import time; time.sleep(60)")
-    started = time.monotonic()
+    process = observer(FOREVER)
     with live.follow(process, Path("p"), Path("r"), "k", own=True) as feed:
-        for _ in range(20_000):  # far more than the pipe has room for
+        for _ in range(20_000):  # far more than the pipe can hold
             feed.log(RECORD, 1.0)
-    assert time.monotonic() - started < 30  # of the observer's 60
-    assert process.wait(10) != 0  # it was ended
+        assert process.poll() is None
+    assert process.wait(HANG_SECONDS) == -signal.SIGKILL
 
 
-@pytest.mark.parametrize(("seconds", "ends"), [(1, True), (60, False)])
-def test_an_observer_that_lacks_a_core_gets_more_time(tmp_path, monkeypatch, seconds, ends):
-    """Not for ever. One that waits for a store would be ended at once."""
-    monkeypatch.setattr(live, "GRACE_SECONDS", 0.5)
-    process = observer(
-        f"import time\nwhile time.process_time() < {seconds}: pass\nopen({str(tmp_path / 'done')!r}, 'w').close()"
-    )
-    started = time.monotonic()
-    with live.follow(process, Path("p"), Path("r"), "k", own=True) as feed:
-        feed.trained()
-    assert (tmp_path / "done").exists() == ends
-    assert time.monotonic() - started < 30
-    process.wait(10)
+class SlowObserver:
+    """An observer in the place of a process. It ends when it has been waited for a number of times."""
+
+    def __init__(self, pipe, polls: float) -> None:
+        self.stdin, self.left, self.waits, self.killed = pipe, polls, 0, False
+
+    def poll(self) -> int | None:
+        return None if self.left > 0 else 0
+
+    def wait(self, timeout: float) -> None:
+        self.waits += 1
+        self.left -= 1
+        raise subprocess.TimeoutExpired("observer", timeout)
+
+    def kill(self) -> None:
+        self.killed = self.poll() is None
+
+
+@pytest.mark.parametrize(
+    ("busy", "polls", "killed"),
+    [(True, 30, False), (True, math.inf, True), (False, 5, False), (False, 30, True)],
+)
+def test_an_observer_that_lacks_a_core_gets_more_time(tmp_path, monkeypatch, busy, polls, killed):
+    """Not for ever. One that waits for a store is killed much earlier."""
+    monkeypatch.setattr(live, "GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(live, "POLL_SECONDS", 0.1)
+    monkeypatch.setattr(live, "PATIENCE", 8)
+    monkeypatch.setattr(live.Feed, "_is_busy", lambda _: busy)
+    with (tmp_path / "pipe").open("wb") as pipe:
+        process = SlowObserver(pipe, polls)
+        with live.follow(process, Path("p"), Path("r"), "k", own=True) as feed:
+            feed.trained()
+    assert process.killed == killed
+    if killed:
+        assert process.waits == pytest.approx(80 if busy else 10, abs=1)
+
+
+@pytest.mark.parametrize(("code", "busy"), [("while True: pass", True), (FOREVER, False)])
+def test_an_observer_is_busy_if_it_computes(code, busy):
+    """One that waits, for a store or for messages, is not busy. One that has ended is not busy either."""
+    process = observer(code)
+    feed = live.Feed(process)
+    deadline = time.monotonic() + HANG_SECONDS
+    while feed._is_busy() != busy:  # Python is starting
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.wait(HANG_SECONDS)
+    assert not feed._is_busy()
 
 
 def test_a_training_that_another_process_runs_opens_no_run(tmp_path):

@@ -104,7 +104,7 @@ def test_bound_with_the_exact_posterior(linear_gaussian, float64, samples):
 @torch.no_grad()
 @pytest.mark.parametrize(("shift", "stretch"), [(0.0, 1.3), (0.7, 1.3), (-0.5, 1.0)])
 def test_bound_with_another_posterior(linear_gaussian, float64, shift, stretch):
-    """The bound of each image is within 5 standard errors of -log p(x), with the standard error of the log of a mean."""
+    """The bound of each image is within 5 standard errors of -log p(x), the errors of the log of a mean."""
     model, samples = linear_gaussian(shift, stretch), 40000
     nll = metrics.bounds(model, model.x, samples, generator()).nll
     _, rate, distortion = objective.log_weights(model, model.x, model.encode(model.x), samples, generator(1))

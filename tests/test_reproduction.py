@@ -116,6 +116,29 @@ def test_numbers_of_each_kind_of_file(tmp_path):
         assert (found.dtype, found.tolist()) == (np.float64, numbers)
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "words"),
+    [
+        ("x,y\n1,2\n3,4\n", "x,y\n1,2.5\n2.75,4\n", "largest difference 0.5 over 4 numbers"),
+        ("x\n1\n", "x\n4\n", "largest difference 3 over 1 numbers"),
+        ("x\n1\n", "y\n1\n", "largest difference 0 over 1 numbers"),
+        ("x\n1\n", "x\n1\n2\n", "other content"),
+    ],
+    ids=["largest", "sign", "names", "shapes"],
+)
+def test_a_distance_in_words(tmp_path, one, other, words):
+    (tmp_path / "one.csv").write_text(one)
+    (tmp_path / "other.csv").write_text(other)
+    assert reproduction.distance(tmp_path / "one.csv", tmp_path / "other.csv") == words
+    assert reproduction.distance(tmp_path / "other.csv", tmp_path / "one.csv") == words
+
+
+def test_files_without_numbers_have_no_distance(tmp_path):
+    for name in ("one.txt", "other.txt"):
+        (tmp_path / name).write_text(name)
+    assert reproduction.distance(tmp_path / "one.txt", tmp_path / "other.txt") == "other content"
+
+
 def test_files_are_compared_one_by_one(tmp_path, capsys):
     """The check can fail: the same file, another one, one of another shape, and one that is missing."""
     folder, recorded = tmp_path / "tree", tmp_path / "recorded"

@@ -6,13 +6,12 @@ from vae.runtime.repository import state_folder
 from types import SimpleNamespace
 
 import pytest
+from mlflow import MlflowClient
 from mlflow.store.entities import PagedList
 
 from vae.errors import InputError
 from vae.tracking import store as stores
-from vae.tracking.observer import OpenRun
-from vae.tracking.record import add_experiment
-from vae.tracking.store import Store, Tag, experiment_names, store_errors, store_uri
+from vae.tracking.store import Store, Tag, store_errors, store_uri
 
 
 def test_the_store_is_in_the_main_repository_unless_another_is_named(tmp_path, monkeypatch):
@@ -45,6 +44,20 @@ def test_runs_are_found_beyond_the_first_page(store):
 
     store.search_runs = search_runs
     assert store.find({Tag.KEY: "k"}) == ["a", "b", "c"]
+
+
+def test_runs_are_found_by_several_tags_or_by_none(store):
+    asked = []
+    store.search_runs = lambda _, conditions, page_token: asked.append(conditions) or PagedList([], None)
+    store.find()
+    store.find({Tag.KEY: "k", Tag.MODEL: "m"})
+    assert asked == ["", "tags.`vae.key` = 'k' and tags.`vae.model_sha256` = 'm'"]
+
+
+def test_no_method_of_the_client_is_replaced():
+    """MLflow calls its own methods, and would call the replacements too."""
+    own = {name for name in vars(Store) if not name.startswith("__")}
+    assert not own & set(dir(MlflowClient))
 
 
 def test_seconds_of_a_training_are_of_all_its_epochs(store):
@@ -91,8 +104,11 @@ def test_a_store_that_cannot_be_opened_is_one_clear_error(tmp_path, monkeypatch)
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory):
-    """A folder with a store. Its schema is made once, because that takes seconds."""
-    return tmp_path_factory.mktemp("store")
+    """A folder with a store. Its schema is made once, because that takes seconds.
+    A process was killed while it made the schema before."""
+    folder = tmp_path_factory.mktemp("store")
+    (folder / "mlflow.db.partial").write_text("half a schema")
+    return folder
 
 
 @pytest.fixture
@@ -108,20 +124,6 @@ def training(store, status):
     if status != "RUNNING":
         store.set_terminated(run.info.run_id, status)
     return run.info.run_id
-
-
-def test_a_training_that_starts_again_logs_no_epoch_twice(real_store, database, root):
-    """It may resume from a checkpoint, or start again from the beginning."""
-    row = {"epoch": 1, "val_neg_elbo_nats": 100.0, "lr": 0.1}
-    first = OpenRun(root / "params.yaml", database, "twice")
-    first.log(row, 1.0)
-    again = OpenRun(root / "params.yaml", database, "twice")
-    again.log(row, 2.0)
-    again.log(row | {"epoch": 2}, 2.0)
-    assert again.run_id == first.run_id
-    for name in ("val_neg_elbo_nats", "epoch_seconds"):
-        history = real_store.get_metric_history(first.run_id, name)
-        assert [point.step for point in history] == [1, 2]
 
 
 def test_runs_that_ended_before_their_time_are_unfinished(real_store):
@@ -142,9 +144,48 @@ def test_an_experiment_that_was_deleted_is_an_error(real_store, database):
         Store(database, real_store.experiment.name)
 
 
-def test_a_state_has_the_names_of_all_its_experiments(real_store, monkeypatch):
-    run_id = training(real_store, "FINISHED")
-    for name in ("one", "two", "one"):
-        monkeypatch.setenv("DVC_EXP_NAME", name)
-        add_experiment(real_store, real_store.get_run(run_id))
-    assert experiment_names(real_store.get_run(run_id)) == {"one", "two"}
+def test_a_killed_process_leaves_no_half_schema(real_store, database):
+    assert real_store.find() == []
+    assert not (database / "mlflow.db.partial").exists()
+
+
+def test_a_record_continues_the_run_that_was_left_for_it(real_store, monkeypatch):
+    """First an interrupted record of the same state, then the run of the training. Runs of other states stay."""
+    monkeypatch.setattr(checkpoint, "training_of", lambda *_: "k")
+    assert real_store.to_complete("model", "key") is None
+    training(real_store, "FINISHED")
+    other = training(real_store, "RUNNING")
+    real_store.set_tag(other, Tag.PENDING, "another key")
+    assert real_store.to_complete("model", "key") is None
+    trained = training(real_store, "KILLED")
+    assert real_store.to_complete("model", "key").info.run_id == trained
+    left = real_store.create_run(real_store.experiment.experiment_id, tags={Tag.PENDING: "key"}).info.run_id
+    assert real_store.to_complete("model", "key").info.run_id == left
+
+
+def test_a_run_that_lacks_tags_or_does_not_exist_is_one_clear_error(real_store):
+    run_id = training(real_store, "RUNNING")
+    assert real_store.run_tags(run_id, Tag.TRAINING)[Tag.TRAINING] == "k"
+    with pytest.raises(InputError, match=rf"run {run_id} has no git\.commit, vae\.key: it was never completed"):
+        real_store.run_tags(run_id, Tag.TRAINING, Tag.COMMIT, Tag.KEY)
+    with pytest.raises(InputError, match=r"nonsense: no such run in sqlite.*`make ui` shows the runs"):
+        real_store.run_tags("nonsense")
+
+
+def test_any_number_of_values_can_be_logged(real_store):
+    """MLflow limits the number in one request."""
+    run_id = training(real_store, "RUNNING")
+    params = {f"p.{number}": number for number in range(2 * stores.PARAMS_AT_ONCE + 1)}
+    rows = [(step, {"a": float(step), "b": 2.0}) for step in range(stores.METRICS_AT_ONCE)]
+    real_store.log_params(run_id, params)
+    real_store.log_metrics(run_id, rows)
+    assert real_store.get_run(run_id).data.params == {name: str(value) for name, value in params.items()}
+    history = real_store.get_metric_history(run_id, "a")
+    assert {point.step: point.value for point in history} == {step: row["a"] for step, row in rows}
+
+
+def test_a_value_that_is_no_number_is_left_out(real_store):
+    run_id = training(real_store, "RUNNING")
+    real_store.log_metrics(run_id, [(1, {"a": float("nan"), "b": float("inf"), "val_neg_elbo_nats": 2.0})])
+    assert set(real_store.get_run(run_id).data.metrics) == {"b", "val_neg_elbo_nats"}
+    assert real_store.epochs(run_id) == {1}

@@ -208,7 +208,7 @@ def test_records(start):
 
 
 def test_train_loss_is_the_mean_over_images(small, digits):
-    """If no weight changes, the loss of an epoch is the initial loss. Each image counts equally, even in a small batch."""
+    """If no weight changes, the loss of an epoch is the initial loss. A small batch counts by its size."""
     config = small(train=STILL | {"epochs": 1, "batch_size": 64, "kl_warmup_epochs": 0.0})
     torch.manual_seed(0)
     fit = training.Fit(model.VAE(config.model), config.train)

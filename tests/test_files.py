@@ -1,0 +1,57 @@
+"""Hashes, and JSON and CSV files."""
+
+from vae.runtime import files
+
+import csv
+import hashlib
+import json
+import math
+
+import pytest
+
+
+@pytest.mark.parametrize("content", [b"", b"caf\xe9\r\n", bytes(3_000_000)], ids=["empty", "text", "large"])
+def test_the_hash_is_of_the_bytes(tmp_path, content):
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    assert files.sha256(path) == hashlib.sha256(content).hexdigest()
+
+
+def test_files_below_a_folder_are_sorted(tmp_path):
+    """Folders are left out. Files in them count, also hidden ones."""
+    for name in ("b", "a/z", "a/.hidden", "c/d/e"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "empty").mkdir()
+    found = [path.relative_to(tmp_path).as_posix() for path in files.files_below(tmp_path)]
+    assert found == ["a/.hidden", "a/z", "b", "c/d/e"]
+    assert files.files_below(tmp_path / "b") == [tmp_path / "b"]
+    assert files.files_below(tmp_path / "missing") == []
+
+
+def test_json_has_one_line_for_each_value(tmp_path):
+    """The folder is created, every float keeps all its digits, and the last line ends."""
+    values = {"pi": math.pi, "count": 3, "sha256": "0"}
+    path = tmp_path / "new" / "folder" / "file.json"
+    files.write_json(path, values)
+    assert json.loads(path.read_text()) == values
+    assert path.read_text().splitlines()[1:-1] == [f'  "pi": {math.pi!r},', '  "count": 3,', '  "sha256": "0"']
+    assert path.read_text().endswith("}\n")
+
+
+def test_csv_has_the_columns_first(tmp_path):
+    """The folder is created, lines end as on Linux, and every float keeps all its digits."""
+    path = tmp_path / "new" / "file.csv"
+    files.write_csv(path, ("epoch", "name"), [(1, math.pi), (2, "a,b")])
+    assert path.read_bytes() == f'epoch,name\n1,{math.pi!r}\n2,"a,b"\n'.encode()
+    with path.open(newline="") as file:
+        assert float(next(csv.DictReader(file))["name"]) == math.pi
+
+
+def test_a_file_is_replaced(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old content, longer than the new content\n" * 9)
+    files.write_json(path, {})
+    assert path.read_text() == "{}\n"
+    files.write_csv(path, ["x"], [])
+    assert path.read_text() == "x\n"

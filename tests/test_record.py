@@ -1,0 +1,216 @@
+"""The run of a state: whole, written once, and continued after an interruption. Real pipelines: tests/pipeline."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vae.errors import InputError
+from vae.params import NOT_IN_PIPELINE
+from vae.tracking import record as records
+from vae.tracking.state import State
+from vae.tracking.store import Store, Tag, experiment_names
+
+EVALUATION = {"neg_elbo_nats": 95.5, "active_units": 7, "binarization_sha256": "text"}
+PICTURES = ("plots/latent.png", "samples/grid.png")
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    """A folder with a store. Its schema is made once, because that takes seconds."""
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture
+def experiment(request):
+    """The name of an experiment for this test alone."""
+    return request.node.name.translate(str.maketrans("[]", "--"))
+
+
+@pytest.fixture
+def state(tmp_path, root, monkeypatch, experiment):
+    """A state in a repository with one commit, which is the current folder."""
+    monkeypatch.chdir(tmp_path)
+    text = (root / "params.yaml").read_text()
+    assert "experiment: vae" in text
+    Path("params.yaml").write_text(text.replace("experiment: vae", f"experiment: {experiment}"))
+    for name in ("data/images", "models/vae", "metrics/train.csv", *PICTURES):
+        Path(name).parent.mkdir(exist_ok=True)
+    Path("data/images").write_text("images")
+    Path("models/vae").write_text("model")
+    Path("metrics/train.csv").write_text("epoch,val_neg_elbo_nats,lr\n1,100.5,0.1\n2,90.5,0.05\n")
+    Path("metrics/evaluation.json").write_text(json.dumps(EVALUATION))
+    for name in PICTURES:
+        Image.fromarray(np.zeros((2, 2), np.uint8)).save(name)
+    for command in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "base"]):
+        subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@example.org", *command], check=True)
+    places = ("params.yaml", "data", "models/vae", "metrics/train.csv", "metrics/evaluation.json", "plots", "samples")
+    return State(*map(Path, places))
+
+
+@pytest.fixture
+def store(database, monkeypatch, experiment):
+    """A real store. Models are neither logged nor registered in it, because that takes seconds."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database / 'mlflow.db'}")
+    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)  # which `record` sets
+    monkeypatch.setattr(records.registry, "log_model", lambda run_id, _: f"models:/{run_id}")
+    monkeypatch.setattr(records.registry, "register", lambda *_: None)
+    for name in ("DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
+        monkeypatch.delenv(name, raising=False)
+    return Store(database, experiment)
+
+
+def logged(store: Store, run_id: str) -> dict[str, list[float]]:
+    """The values of every metric, in the order in which they were logged."""
+    names = store.get_run(run_id).data.metrics
+    return {name: [point.value for point in store.get_metric_history(run_id, name)] for name in names}
+
+
+def paths_of(state: State) -> list[Path]:
+    """The paths of a state."""
+    return [state.params, state.data, *state.outputs]
+
+
+def test_a_state_becomes_one_whole_run(store, state):
+    run_id = records.record(state, store.root)
+    run = store.get_run(run_id)
+    assert (run.info.status, run.info.run_name) == ("FINISHED", f"{state.config.data.name}-{state.key[:7]}")
+    assert logged(store, run_id) == {
+        "val_neg_elbo_nats": [100.5, 90.5],
+        "lr": [0.1, 0.05],
+        "neg_elbo_nats": [95.5],
+        "active_units": [7.0],
+    }
+    sections = {name.partition(".")[0] for name in run.data.params}
+    assert sections == set(type(state.config).model_fields) - NOT_IN_PIPELINE
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    assert run.data.tags[Tag.KEY] == state.key
+    assert run.data.tags[Tag.COMMIT] == head
+    assert run.data.tags[Tag.DIRTY] == "false"
+    assert run.data.tags[Tag.MODEL] == state.model_sha256
+    assert not {Tag.PENDING, Tag.EXPERIMENT, Tag.EXPERIMENTS, Tag.BASELINE} & set(run.data.tags)
+    files = {
+        item.path for folder in ("", "plots", "samples", "models") for item in store.list_artifacts(run_id, folder)
+    }
+    assert {"params.yaml", "hashes.json", "working-tree.diff", "models/vae", *PICTURES} <= files
+    assert json.loads(store.recorded(run_id, "hashes.json")[0]) == state.output_hashes()
+    (dataset,) = run.inputs.dataset_inputs
+    assert (dataset.dataset.name, dataset.dataset.digest) == (state.config.data.name, state.data_sha256[:16])
+
+
+def test_a_state_that_has_a_run_gets_no_other(store, state, monkeypatch):
+    """The second experiment that reaches a state adds its name to the run."""
+    monkeypatch.setenv("DVC_EXP_NAME", "first")
+    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "baseline")
+    run_id = records.record(state, store.root)
+    monkeypatch.setenv("DVC_EXP_NAME", "second")
+    assert records.record(State(*paths_of(state)), store.root) == run_id
+    run = store.get_run(run_id)
+    assert len(store.find()) == 1
+    assert run.info.run_name == run.data.tags[Tag.EXPERIMENT] == "first"
+    assert run.data.tags[Tag.BASELINE] == "baseline"
+    assert experiment_names(run) == {"first", "second"}
+
+
+def test_an_uncommitted_change_is_in_the_run(store, state):
+    Path("code.py").write_text("x = 1\n")
+    run_id = records.record(state, store.root)
+    assert store.get_run(run_id).data.tags[Tag.DIRTY] == "true"
+    assert "+x = 1" in store.recorded(run_id, "working-tree.diff")[0]
+
+
+@pytest.mark.parametrize("step", ["log_files", "registry.register", "provenance"])
+def test_an_interrupted_record_is_continued_and_nothing_is_logged_twice(store, state, monkeypatch, step):
+    holder, name = (records.registry, "register") if "." in step else (records, step)
+
+    def fail(*_, **__) -> None:
+        raise ConnectionError("the store is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(holder, name, fail)
+        with pytest.raises(InputError, match="the store is away"):
+            records.record(state, store.root)
+    (run,) = store.find()
+    assert Tag.KEY not in run.data.tags  # so nobody takes it for a whole run
+    assert records.record(state, store.root) == run.info.run_id
+    assert all(len(values) == len(set(values)) for values in logged(store, run.info.run_id).values())
+    compared = [item.path for item in store.list_artifacts(run.info.run_id, "images")]
+    assert sum(path.endswith(".png") for path in compared) == len(PICTURES)
+
+
+def test_the_run_of_the_training_is_completed(store, state, monkeypatch):
+    """It keeps the epochs that it has, and gets the others from the file."""
+    opened = store.create_run(store.experiment.experiment_id, tags={Tag.TRAINING: "t"}).info.run_id
+    store.log_metrics(opened, [(1, {"val_neg_elbo_nats": 100.5, "epoch_seconds": 3.0})])
+    monkeypatch.setattr("vae.runtime.checkpoint.training_of", lambda *_: "t")
+    assert records.record(state, store.root) == opened
+    values = logged(store, opened)
+    assert values["val_neg_elbo_nats"] == [100.5, 90.5]
+    assert values["epoch_seconds"] == [3.0]
+    assert store.get_run(opened).info.status == "FINISHED"
+
+
+def test_the_open_run_of_a_training_is_deleted_if_the_state_has_a_run(store, state, monkeypatch):
+    """The state was trained again, to the same result."""
+    run_id = records.record(state, store.root)
+    store.create_run(store.experiment.experiment_id, tags={Tag.TRAINING: "t"})
+    monkeypatch.setattr("vae.runtime.checkpoint.training_of", lambda *_: "t")
+    assert records.record(state, store.root) == run_id
+    assert [run.info.run_id for run in store.find()] == [run_id]
+
+
+def test_a_state_has_the_names_of_all_its_experiments(store, monkeypatch):
+    run_id = store.create_run(store.experiment.experiment_id).info.run_id
+    for name in ("one", "two", "one"):
+        monkeypatch.setenv("DVC_EXP_NAME", name)
+        records.add_experiment(store, store.get_run(run_id))
+    monkeypatch.delenv("DVC_EXP_NAME")
+    records.add_experiment(store, store.get_run(run_id))
+    assert experiment_names(store.get_run(run_id)) == {"one", "two"}
+
+
+def test_the_digest_of_a_data_set_is_of_the_content_of_its_files(tmp_path):
+    state = SimpleNamespace(
+        data=tmp_path, data_sha256="0123456789abcdef01", config=SimpleNamespace(data=SimpleNamespace(name="set"))
+    )
+    (tmp_path / "images").touch()
+    made = records.dataset_input(state)
+    assert (made.dataset.name, made.dataset.digest) == ("set", "0123456789abcdef")
+    assert json.loads(made.dataset.source) == {"files": ["images"]}
+
+
+@pytest.fixture
+def quality(state):
+    """The quality of the samples of this state's model."""
+    path = Path("metrics/quality.json")
+    path.write_text(json.dumps({"frechet": 1.5, "samples": 100, "model_sha256": state.model_sha256}))
+    shutil.copy(PICTURES[0], "metrics/nearest.png")
+    return path
+
+
+def test_the_quality_is_added_to_every_run_of_the_model_once(store, state, quality):
+    """A figure is logged again only if it was measured again."""
+    picture = Path("metrics/nearest.png")
+    first = records.record(state, store.root)
+    Path("metrics/evaluation.json").write_text(json.dumps(EVALUATION | {"neg_elbo_nats": 95.0}))
+    second = records.record(State(*paths_of(state)), store.root)
+    assert first != second
+    for _ in range(2):
+        assert set(records.record_quality(state.params, quality, picture, store.root)) == {first, second}
+    for run_id in (first, second):
+        assert logged(store, run_id)["frechet"] == [1.5]
+        assert "samples" not in logged(store, run_id)
+        assert "metrics/quality.json" in {item.path for item in store.list_artifacts(run_id, "metrics")}
+    quality.write_text(quality.read_text().replace("1.5", "2.5"))
+    records.record_quality(state.params, quality, picture, store.root)
+    assert logged(store, first)["frechet"] == [1.5, 2.5]
+
+
+def test_the_quality_of_a_model_without_a_run_is_one_clear_error(store, state, quality):
+    with pytest.raises(InputError, match=r"no run of the model in metrics/quality\.json; `dvc repro --force track`"):
+        records.record_quality(state.params, quality, Path("metrics/nearest.png"), store.root)
