@@ -1,4 +1,4 @@
-"""`make deps`: the code that each stage imports stands in its deps."""
+"""`make deps` writes the code that each stage imports into its deps."""
 
 from pathlib import Path
 
@@ -55,13 +55,13 @@ def test_a_list_gets_what_it_lacks_and_loses_what_is_no_longer_imported():
 
 @pytest.mark.parametrize("stage", ["download", "track"])
 def test_code_that_only_observes_is_no_dependency(stage):
-    """Only mirrors.py is: it decides what is downloaded."""
+    """The one exception is mirrors.py, because it decides what is downloaded."""
     found = {file for file in deps.closure(f"pipeline/{stage}.py") if file.startswith(deps.OBSERVERS)}
     assert found == ({deps.MIRRORS} if stage == "download" else set())
 
 
 def test_a_new_stage_gets_its_script_and_imports():
-    """One with a command of two lines, in front of the others."""
+    """The new stage has a command of two lines, and stands before the others."""
     new = "  new:\n    cmd: >-\n      ${python} pipeline/generate.py params.yaml\n      data\n    deps:\n    - data\n"
     text = (ROOT / "dvc.yaml").read_text().replace("stages:\n", f"stages:\n{new}    outs:\n    - x\n", 1)
     before, after = (yaml.safe_load(version)["stages"] for version in (text, deps.rewritten(text)))

@@ -56,8 +56,36 @@ def test_a_folder_that_is_no_dvc_repository_is_one_clear_error(tmp_path):
     assert str(tmp_path) in str(caught.value)
 
 
+def test_experiments_of_all_commits_are_listed_with_their_runs(tmp_path, monkeypatch):
+    class Repo:
+        """DVC's repository, with three experiments on two commits."""
+
+        def __init__(self, root: str) -> None:
+            assert root == str(tmp_path)
+            self.experiments = self
+
+        def __enter__(self) -> "Repo":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def ls(self, all_commits: bool) -> dict[str, list[tuple[str, str]]]:
+            assert all_commits
+            return {"base1": [("a", "rev-a"), ("b", "rev-b")], "base2": [("c", "rev-c")]}
+
+    monkeypatch.setattr("dvc.repo.Repo", Repo)
+    runs = {"rev-a": "run-a", "rev-c": "run-c"}
+    monkeypatch.setattr(experiments, "recorded_run", lambda root, revision, result: runs.get(revision))
+    assert experiments.experiments(tmp_path, RESULT) == [
+        Experiment("a", "rev-a", "base1", "run-a"),
+        Experiment("b", "rev-b", "base1", None),
+        Experiment("c", "rev-c", "base2", "run-c"),
+    ]
+
+
 def test_an_experiment_is_recorded_again_from_its_files(tmp_path, monkeypatch):
-    """In a work tree of its baseline, with its files as uncommitted changes and its name in the environment."""
+    """`track` runs in a work tree of its baseline. The files of the experiment are uncommitted changes there."""
     done = []
 
     @contextmanager

@@ -30,7 +30,7 @@ def observer(code):
 
 
 def recorder(folder):
-    """An observer that keeps what it is sent, for `received`."""
+    """An observer that writes its messages to a file, for `received`."""
     return observer(f"import sys; open({str(folder / 'got')!r}, 'w').write(sys.stdin.read())")
 
 
@@ -97,7 +97,7 @@ def test_an_observer_that_does_not_read_costs_nothing_until_the_end(monkeypatch)
 
 
 class SlowObserver:
-    """An observer in the place of a process. It ends when it has been waited for a number of times."""
+    """An observer without a process. It ends after a number of calls of `wait`."""
 
     def __init__(self, pipe, polls: float) -> None:
         self.stdin, self.left, self.waits, self.killed = pipe, polls, 0, False
@@ -119,7 +119,7 @@ class SlowObserver:
     [(True, 30, False), (True, math.inf, True), (False, 5, False), (False, 30, True)],
 )
 def test_an_observer_that_lacks_a_core_gets_more_time(tmp_path, monkeypatch, busy, polls, killed):
-    """Not for ever. One that waits for a store is killed much earlier."""
+    """But not forever. An observer that waits for a store is killed much earlier."""
     monkeypatch.setattr(live, "GRACE_SECONDS", 1.0)
     monkeypatch.setattr(live, "POLL_SECONDS", 0.1)
     monkeypatch.setattr(live, "PATIENCE", 8)
@@ -135,7 +135,7 @@ def test_an_observer_that_lacks_a_core_gets_more_time(tmp_path, monkeypatch, bus
 
 @pytest.mark.parametrize(("code", "busy"), [("while True: pass", True), (FOREVER, False)])
 def test_an_observer_is_busy_if_it_computes(code, busy):
-    """One that waits, for a store or for messages, is not busy. One that has ended is not busy either."""
+    """An observer that waits or has ended is not busy."""
     process = observer(code)
     feed = live.Feed(process)
     deadline = time.monotonic() + HANG_SECONDS

@@ -1,4 +1,4 @@
-"""Data from mirrors: a real server on the loopback, in each way in which one can fail."""
+"""Downloads from a real server on the loopback interface, which fails in every way that a mirror can."""
 
 from vae.runtime import mirrors
 
@@ -24,12 +24,12 @@ LAST = mirrors.FILES[3]
 
 
 def packed(content: bytes, level: int = 6, mtime: int = 0) -> bytes:
-    """The gzip container of a content."""
+    """The gzip file of a content."""
     return gzip.compress(content, level, mtime=mtime)
 
 
 class Mirror:
-    """A mirror on the loopback; `faults[file]` says how its next answers for that file fail, one each."""
+    """A mirror on the loopback interface. `faults[file]` lists how its next answers for that file fail."""
 
     def __init__(self) -> None:
         self.files = {f"/set/{file}.gz": packed(content) for file, content in zip(mirrors.FILES, CONTENTS, strict=True)}
@@ -55,7 +55,7 @@ class Mirror:
                 length = len(content) + 100 * (fault == "truncated")
                 self.send_response(200)
                 self.send_header("Content-Length", str(length))
-                if fault == "encoding":  # what many a server says of a file that ends in .gz
+                if fault == "encoding":  # as many servers do for a file whose name ends in .gz
                     self.send_header("Content-Encoding", "gzip")
                 self.end_headers()
                 if fault == "stalled":
@@ -109,7 +109,7 @@ def mirror(make_mirror, monkeypatch):
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All that is in a folder, hidden files too."""
+    """All files of a folder, also hidden ones."""
     return {path.name: path.read_bytes() for path in folder.rglob("*")} if folder.exists() else {}
 
 
@@ -117,7 +117,7 @@ WHOLE = dict(zip(mirrors.FILES, CONTENTS, strict=True))
 
 
 def fails(folder: Path, environment: dict[str, str] | None = None) -> tuple[str, list[float]]:
-    """The message of a download that fails and leaves no file, and the pauses that it made."""
+    """Checks that a download fails and leaves no file. Returns its message, and the pauses that it made."""
     pauses: list[float] = []
     with pytest.raises(InputError) as caught:
         mirrors.download("mnist", folder, environment or {}, pauses.append)
@@ -129,8 +129,8 @@ def fails(folder: Path, environment: dict[str, str] | None = None) -> tuple[str,
     return message, pauses
 
 
-def test_good(mirror, tmp_path):
-    """Four files, decompressed, each asked for once, and nothing beside them."""
+def test_a_download(mirror, tmp_path):
+    """It requests each of the four files once, decompresses them, and writes nothing else."""
     pauses: list[float] = []
     assert mirrors.download("mnist", tmp_path / "new" / "data", {}, pauses.append) == [mirror.url]
     assert contents(tmp_path / "new" / "data") == WHOLE
@@ -138,8 +138,8 @@ def test_good(mirror, tmp_path):
     assert pauses == []
 
 
-def test_compressed_anew(mirror, tmp_path):
-    """Another container with the same content is good."""
+def test_another_compression(mirror, tmp_path):
+    """A gzip file with other bytes and the same content is valid."""
     for file, content in WHOLE.items():
         other = packed(content, level=1, mtime=7)
         assert other != mirror.files[f"/set/{file}.gz"]
@@ -149,7 +149,7 @@ def test_compressed_anew(mirror, tmp_path):
 
 
 def test_a_server_that_declares_the_encoding(mirror, tmp_path):
-    """A server may call a .gz file an encoding of its content; the file is as good."""
+    """A server may declare a .gz file as encoded content. The bytes are the same, so the file is valid."""
     mirror.faults = {file: ["encoding"] * 9 for file in mirrors.FILES}
     pauses: list[float] = []
     mirrors.download("mnist", tmp_path, {}, pauses.append)
@@ -171,7 +171,7 @@ def test_a_server_that_declares_the_encoding(mirror, tmp_path):
     ids=["trailer", "half", "holed", "captive portal", "other content", "no content"],
 )
 def test_a_bad_file(mirror, tmp_path, index, damage, reason):
-    """A file that is not the published one fails the download, whichever of the four it is."""
+    """The download fails if any of the four files is not the published one."""
     file = mirrors.FILES[index]
     mirror.files[f"/set/{file}.gz"] = damage(mirror.files[f"/set/{file}.gz"])
     message, _ = fails(tmp_path / "data")
@@ -180,24 +180,24 @@ def test_a_bad_file(mirror, tmp_path, index, damage, reason):
     assert reason in message
 
 
-def test_nothing_at_all(mirror, tmp_path):
-    """An empty answer is no file."""
+def test_an_empty_answer(mirror, tmp_path):
+    """It counts as a failure of the source."""
     mirror.files[f"/set/{LAST}.gz"] = b""
     message, _ = fails(tmp_path / "data")
     assert f"{LAST}.gz" in message
 
 
-def test_wrong_checksum_says_both(mirror, tmp_path):
-    """Of a wrong content, the checksum found and the one expected."""
+def test_a_wrong_checksum(mirror, tmp_path):
+    """The message has the checksum that was found and the expected one. There is no second attempt."""
     mirror.files[f"/set/{LAST}.gz"] = packed(b"other")
     message, pauses = fails(tmp_path)
     assert hashlib.md5(b"other").hexdigest() in message
     assert hashlib.md5(CONTENTS[3]).hexdigest() in message
-    assert pauses == []  # the same file would come again
+    assert pauses == []  # the server would send the same file again
 
 
-def test_missing_on_the_mirror(mirror, tmp_path):
-    """A file that is not there is not asked for again."""
+def test_a_file_that_the_mirror_lacks(mirror, tmp_path):
+    """There is no second attempt."""
     del mirror.files[f"/set/{LAST}.gz"]
     message, pauses = fails(tmp_path)
     assert f"{mirror.url} (HTTP 404)" in message
@@ -207,7 +207,7 @@ def test_missing_on_the_mirror(mirror, tmp_path):
 
 @pytest.mark.parametrize("fault", ["503", "truncated"])
 def test_transient_faults_are_tried_again(mirror, tmp_path, fault):
-    """Twice overloaded or cut off, and then good: with longer pauses each time."""
+    """The server is overloaded or cut off twice, and then works. The second pause is longer than the first."""
     mirror.faults[LAST] = [fault, fault]
     pauses: list[float] = []
     mirrors.download("mnist", tmp_path, {}, pauses.append)
@@ -218,8 +218,8 @@ def test_transient_faults_are_tried_again(mirror, tmp_path, fault):
 
 
 @pytest.mark.parametrize("fault", ["503", "truncated"])
-def test_transient_faults_without_end(mirror, tmp_path, fault):
-    """A source is given up after a few attempts."""
+def test_transient_faults_that_do_not_end(mirror, tmp_path, fault):
+    """After a few attempts the source counts as failed."""
     mirror.faults[LAST] = [fault] * 50
     message, pauses = fails(tmp_path)
     assert mirror.requests[LAST] == mirrors.ATTEMPTS
@@ -228,8 +228,8 @@ def test_transient_faults_without_end(mirror, tmp_path, fault):
 
 
 def test_a_server_that_stalls(mirror, tmp_path, monkeypatch):
-    """Silence in the middle of a file is a timeout: tried again, and called so when it does not end."""
-    monkeypatch.setattr(mirrors, "TIMEOUT_SECONDS", (1, 0.2))
+    """Silence in the middle of a file is a timeout. It gets other attempts, and the message names it."""
+    monkeypatch.setattr(mirrors, "TIMEOUT_SECONDS", (30, 0.5))
     mirror.faults[LAST] = ["stalled"]
     mirrors.download("mnist", tmp_path / "good", {}, lambda _: None)
     assert contents(tmp_path / "good") == WHOLE
@@ -241,14 +241,14 @@ def test_a_server_that_stalls(mirror, tmp_path, monkeypatch):
 
 @pytest.fixture
 def refusing():
-    """An address that nobody listens at."""
+    """An address whose port no process listens on."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{unused.getsockname()[1]}"
 
 
-def test_the_next_source_where_one_fails(mirror, make_mirror, refusing, tmp_path, monkeypatch):
-    """Refused connections, missing and wrong files fall through to the next mirror, file by file."""
+def test_the_next_source_if_one_fails(mirror, make_mirror, refusing, tmp_path, monkeypatch):
+    """If a mirror refuses the connection, lacks a file or has a wrong one, that file comes from the next mirror."""
     poor = make_mirror()
     del poor.files[f"/set/{mirrors.FILES[1]}.gz"]
     poor.files[f"/set/{LAST}.gz"] = packed(b"other")
@@ -260,7 +260,7 @@ def test_the_next_source_where_one_fails(mirror, make_mirror, refusing, tmp_path
 
 
 def fill(folder: Path) -> Path:
-    """A folder that has the four files."""
+    """Creates a folder with the four files."""
     folder.mkdir()
     for file, content in WHOLE.items():
         (folder / f"{file}.gz").write_bytes(packed(content))
@@ -286,13 +286,13 @@ def test_own_url_first(mirror, make_mirror, tmp_path):
 
 @pytest.mark.parametrize("value", ["", "  "])
 def test_own_mirror_that_is_blank(mirror, tmp_path, value):
-    """A blank MNIST_MIRROR is none."""
+    """A blank MNIST_MIRROR counts as not set."""
     mirrors.download("mnist", tmp_path, {"MNIST_MIRROR": value})
     assert contents(tmp_path) == WHOLE
 
 
-def test_own_folder_of_the_home(mirror, tmp_path, monkeypatch):
-    """`~` is the home, as in a shell."""
+def test_own_folder_in_the_home(mirror, tmp_path, monkeypatch):
+    """`~` is the home folder, as in a shell."""
     monkeypatch.setenv("HOME", str(tmp_path))
     fill(tmp_path / "own")
     mirrors.download("mnist", tmp_path / "data", {"MNIST_MIRROR": "~/own"})
@@ -308,7 +308,7 @@ def test_own_folder_as_a_url(mirror, tmp_path):
 
 
 def test_own_folder_that_lacks_a_file(mirror, tmp_path):
-    """What the folder lacks comes from the next source."""
+    """A missing file comes from the next source."""
     own = fill(tmp_path / "own")
     (own / f"{LAST}.gz").unlink()
     mirrors.download("mnist", tmp_path / "data", {"MNIST_MIRROR": str(own)})
@@ -316,8 +316,8 @@ def test_own_folder_that_lacks_a_file(mirror, tmp_path):
     assert mirror.requests == {LAST: 1}
 
 
-def test_where_all_fail_each_is_named(mirror, make_mirror, refusing, tmp_path, monkeypatch):
-    """One message: every source in order, and why it failed."""
+def test_if_all_sources_fail_each_is_named(mirror, make_mirror, refusing, tmp_path, monkeypatch):
+    """One message lists every source in order, and why it failed."""
     wrong = make_mirror()
     wrong.files[f"/set/{mirrors.FILES[0]}.gz"] = packed(b"other")
     mirror.files.clear()
@@ -330,7 +330,7 @@ def test_where_all_fail_each_is_named(mirror, make_mirror, refusing, tmp_path, m
 
 
 def test_published_gzip_checksum(mirror, tmp_path, monkeypatch):
-    """A data set that is known by its containers' checksums is held to them."""
+    """A data set with published checksums of its gzip files must match them."""
     monkeypatch.setitem(mirrors.MIRRORS, "kmnist", (mirror.url,))
     published = tuple(hashlib.md5(mirror.files[f"/set/{file}.gz"]).hexdigest() for file in mirrors.FILES)
     monkeypatch.setitem(mirrors.GZIP_MD5, "kmnist", published)
@@ -343,7 +343,7 @@ def test_published_gzip_checksum(mirror, tmp_path, monkeypatch):
 
 
 def test_every_data_set_has_mirrors_and_checksums():
-    """Four checksums of 32 digits, all of them different."""
+    """Each has four checksums of 32 digits, and all checksums are different."""
     checksums = mirrors.CONTENT_MD5 | mirrors.GZIP_MD5
     assert set(checksums) == set(mirrors.MIRRORS)
     assert all(mirrors.MIRRORS.values())
@@ -353,7 +353,7 @@ def test_every_data_set_has_mirrors_and_checksums():
 
 
 def test_unreachable(mirror, refusing, tmp_path, monkeypatch):
-    """Nothing where a source answers; else why each failed. No file is written."""
+    """An empty list if a source answers, otherwise why each source failed. No file is written."""
     monkeypatch.chdir(tmp_path)
     assert mirrors.unreachable("mnist", {}) == []
     assert sum(mirror.requests.values()) == 1
@@ -364,17 +364,17 @@ def test_unreachable(mirror, refusing, tmp_path, monkeypatch):
 
 
 def test_present(mirror, tmp_path):
-    """All four files of that data set, not those of another that stood there before."""
+    """The folder must have all four files of this data set. Files of another data set do not count."""
     assert not mirrors.present("mnist", tmp_path)
     mirrors.download("mnist", tmp_path, {})
     assert mirrors.present("mnist", tmp_path)
     mirrors.download("digits", tmp_path, {})
     assert not mirrors.present("mnist", tmp_path)
-    assert mirrors.present("kmnist", tmp_path)  # whose content has no published checksum
+    assert mirrors.present("kmnist", tmp_path)  # its content has no published checksum
 
 
 def test_a_folder_that_cannot_be_written(mirror, tmp_path):
-    """The operating system's error, with the path in it; the file in the way stays as it is."""
+    """The operating system's error names the path. The file in the way does not change."""
     (tmp_path / "file").write_text("in the way")
     for folder in (tmp_path / "file", tmp_path / "file" / "data"):
         with pytest.raises(OSError) as caught:
@@ -384,7 +384,7 @@ def test_a_folder_that_cannot_be_written(mirror, tmp_path):
 
 
 def test_a_disk_that_fills(mirror, tmp_path, monkeypatch):
-    """A write that fails half way leaves neither a part nor the files before it."""
+    """A write that fails in the middle leaves no file, also none of those that were written before."""
     write = Path.write_bytes
 
     def full(path: Path, content: bytes) -> int:
@@ -400,7 +400,7 @@ def test_a_disk_that_fills(mirror, tmp_path, monkeypatch):
 
 
 def test_interrupted(mirror, tmp_path):
-    """A signal between two attempts leaves no file either."""
+    """A signal between two attempts leaves no file."""
     mirror.faults[LAST] = ["503"]
 
     def interrupt(_: float) -> None:
@@ -412,7 +412,7 @@ def test_interrupted(mirror, tmp_path):
 
 
 def test_digits(digits_folder, tmp_path):
-    """The bundled digits: whole IDX files with scikit-learn's labels and its pictures, enlarged; the same each time."""
+    """The IDX files have scikit-learn's labels and its pictures, enlarged. They are the same each time."""
     bunch = load_digits()
     pictures, labels = [], []
     for split, count in (("train", 1437), ("t10k", 360)):
@@ -425,7 +425,7 @@ def test_digits(digits_folder, tmp_path):
     images = np.concatenate(pictures)
     assert (images.min(), images.max()) == (0, 255)
     assert np.array_equal(np.concatenate(labels), bunch.target)
-    coarse = images.reshape(-1, 4, 7, 4, 7).mean(axis=(2, 4))  # both as 4x4 blocks
+    coarse = images.reshape(-1, 4, 7, 4, 7).mean(axis=(2, 4))  # means of 4x4 blocks, as below
     original = bunch.images.reshape(-1, 4, 2, 4, 2).mean(axis=(2, 4)) * 255 / 16
     assert np.abs(coarse - original).mean() < 8  # of 255
     again = tmp_path / "again"
@@ -434,10 +434,10 @@ def test_digits(digits_folder, tmp_path):
 
 
 def test_real_mnist(root, tmp_path, monkeypatch):
-    """The published checksums are those of MNIST itself, wherever a copy of it is at hand."""
+    """The checksums are right for MNIST itself. This needs a copy of MNIST."""
     own = Path(os.environ.get("MNIST_MIRROR") or root.parent / "shared" / "mnist")
     if not all((own / f"{file}.gz").is_file() for file in mirrors.FILES):
-        pytest.skip("no folder with MNIST at hand: set MNIST_MIRROR")
+        pytest.skip("no folder with MNIST; set MNIST_MIRROR")
     monkeypatch.setitem(mirrors.MIRRORS, "mnist", ())
     mirrors.download("mnist", tmp_path, {"MNIST_MIRROR": str(own)})
     assert {path.name: path.stat().st_size for path in tmp_path.iterdir()} == {

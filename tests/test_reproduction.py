@@ -1,4 +1,4 @@
-"""A run brought back and compared. With a real pipeline: tests/pipeline."""
+"""A run is restored, run again and compared. Real pipelines: tests/pipeline."""
 
 from vae.runtime.files import sha256
 
@@ -46,7 +46,7 @@ def run(tmp_path):
 
 
 def test_a_run_is_restored_byte_for_byte(run):
-    """Text of any encoding and line ends, binary files, new files, and the params and lock file of the run."""
+    """Its text has any encoding and line ends. There are binary files, new files, params and a lock file."""
     folder, recorded, changed = run
     reproduction.restore(folder, recorded)
     for name, content in changed.items():
@@ -140,7 +140,7 @@ def test_files_without_numbers_have_no_distance(tmp_path):
 
 
 def test_files_are_compared_one_by_one(tmp_path, capsys):
-    """The check can fail: the same file, another one, one of another shape, and one that is missing."""
+    """Each file has a verdict: the same, different, of another shape, or missing."""
     folder, recorded = tmp_path / "tree", tmp_path / "recorded"
     for path in (folder, recorded):
         path.mkdir()

@@ -1,4 +1,4 @@
-"""The served model: every task, and requests that must be refused."""
+"""The served API: every task, and requests that must be refused."""
 
 import math
 from types import SimpleNamespace
@@ -13,6 +13,7 @@ from vae.serving.requests import MAX_DIGITS, Digits, Request, check
 
 @pytest.fixture
 def served(vae, tmp_path):
+    """The API with a small model."""
     model.save(vae(), tmp_path / "vae.safetensors")
     digits = Digits()
     digits.load_context(SimpleNamespace(artifacts={"model": str(tmp_path / "vae.safetensors")}))
@@ -20,6 +21,7 @@ def served(vae, tmp_path):
 
 
 def answer(served, **request):
+    """The result of one request."""
     return served.predict([Request(**request)])[0]
 
 
@@ -30,7 +32,7 @@ def test_generate_is_seeded(served):
     assert 0 <= np.min(first["images"]) <= np.max(first["images"]) <= 1
 
 
-def test_the_largest_seed_is_one(served):
+def test_the_largest_seed_is_accepted(served):
     assert len(answer(served, task="generate", n=1, seed=2**63 - 1)["images"]) == 1
 
 
@@ -61,7 +63,7 @@ def test_encode_decode_and_reconstruct_agree(served):
         ({"task": "reconstruct", "images": [[0, 255] * 392]}, "from 0.0 to 255.0; divide bytes by 255"),
         ({"task": "decode", "latents": [[math.inf]]}, "finite"),
         ({"task": "decode", "latents": [[math.nan]]}, "finite"),
-        ({"task": "decode", "latents": [[-1e300]]}, "finite"),  # not in float32
+        ({"task": "decode", "latents": [[-1e300]]}, "finite"),  # beyond the range of float32
         ({"task": "decode", "latents": [[0.0]], "temperature": 1}, "temperature"),
     ],
 )

@@ -14,6 +14,7 @@ from vae.tracking.state import State, curve_point, read_curves
 
 @pytest.fixture
 def state(tmp_path, root):
+    """A state whose files contain their names."""
     shutil.copy(root / "params.yaml", tmp_path / "params.yaml")
     for name in (
         "data/images",

@@ -44,12 +44,13 @@ def rewritten(text: str) -> str:
     def stage(found: re.Match[str]) -> str:
         command, deps = found.groups()
         script = re.search(r"pipeline/\w+\.py", command)
-        assert script, command
+        if script is None:
+            raise InputError(f"no script of pipeline/ in the command of a stage: {command.strip()}")
         others = re.findall(r"    - .*(?<!\.py)\n", deps)
         lines = {*others, *(f"    - {file}\n" for file in closure(script[0]))}
         return "".join([command, "    deps:\n", *sorted(lines)])
 
-    return re.sub(r"(    cmd: (?:.*\n)+?)    deps:\n((?:    - .*\n)*)", stage, text)
+    return re.sub(r"(    cmd: (?:(?!  \w).*\n)+?)    deps:\n((?:    - .*\n)*)", stage, text)
 
 
 def main(pipeline: Path, quality: Path, check: bool) -> None:

@@ -8,6 +8,8 @@ import pytest
 
 from tests.pipeline.project import ROOT, TINY
 
+pytestmark = pytest.mark.pipeline
+
 TEXT = (ROOT / "docs/extending.md").read_text()
 SECTIONS = {part.partition("\n")[0]: part for part in re.split(r"^## ", TEXT, flags=re.M)[1:]}
 

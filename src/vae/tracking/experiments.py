@@ -22,7 +22,7 @@ def recorded_run(root: Path, revision: str, result: Path) -> str | None:
     """The run id in the metrics/mlflow.json of a revision, or None if it has none."""
     try:
         return json.loads(git("show", f"{revision}:{result}", folder=root))["run_id"]
-    except (InputError, ValueError, KeyError):
+    except (InputError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -22,7 +22,7 @@ def restore(folder: Path, recorded: Path) -> None:
     """Applies the changes, params and lock file in a run's artifacts, `recorded`, to a work tree of its commit."""
     diff = recorded / "working-tree.diff"
     if diff.stat().st_size:
-        git("apply", "--binary", str(diff.resolve()), folder=folder)
+        git("apply", "--binary", "--whitespace=nowarn", str(diff.resolve()), folder=folder)
     for name in ("params.yaml", "dvc.yaml", "dvc.lock"):
         (folder / name).write_bytes((recorded / name).read_bytes())
 

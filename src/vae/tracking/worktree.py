@@ -56,7 +56,7 @@ def uncommitted_changes(outputs: Iterable[Path]) -> bytes:
         git("read-tree", "HEAD", environment=index)
         with suppress(InputError):  # git adds everything except a folder that is a repository without a commit
             git("add", "--all", "--ignore-errors", environment=index)
-        folders = {path if path.is_dir() else path.parent for path in outputs}
+        folders = {path if path.is_dir() else path.parent for path in outputs} - {Path()}  # never the whole tree
         excluded = [":(exclude,glob)**/dvc.lock"] + [f":(exclude){path}" for path in sorted(folders)]
         # These options make a difference that `git apply` accepts, whatever the user has configured.
         plain = ("--no-ext-diff", "--no-textconv", "--no-color", "--src-prefix=a/", "--dst-prefix=b/")
