@@ -38,9 +38,9 @@ def main(
         raise InputError(f"{quality}: no such file; `dvc repro quality/dvc.yaml` first")
     samples, run_id = json.loads(quality.read_text()), json.loads(run.read_text())["run_id"]
     store = Store(Path(), load(params).track.experiment)
-    recorded = store.run_tags(run_id, Tag.MODEL)[Tag.MODEL]
+    recorded, present = store.run_tags(run_id, Tag.MODEL)[Tag.MODEL], files.sha256(model)
     for path, measured in ((quality, samples["model_sha256"]), (run, recorded)):
-        if measured != files.sha256(model):
+        if measured != present:
             raise InputError(
                 f"{path} was measured on another model than {model}; `dvc repro && dvc repro quality/dvc.yaml` first"
             )
