@@ -26,7 +26,11 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    name: Literal["mnist", "fashion-mnist", "kmnist", "digits"]
+    name: Literal["mnist", "fashion-mnist", "kmnist", "emnist-letters", "digits", "folder"]
+    path: Annotated[str, Field(min_length=1)]
+    resize: bool
+    grey: bool
+    split_seed: Seed
     validation: Count
     binarization: Literal["dynamic", "none"]
 
