@@ -30,6 +30,8 @@ def main(config_path: Path, data_folder: Path, *, model: Path, curves: Path, val
     torch.set_num_threads(config.train.threads)
     images = data.load(data_folder, "train").images.to(device.choose(config.train.device))
     split = data.split_validation(images, config.data.validation)
+    if (used := len(split[1])) < config.data.validation:
+        print(f"data.validation: {used} images, at most a fifth of {len(images)}, instead of {config.data.validation}")
     state = training.start(config, split[0])
 
     sections = config.model_dump_json(include=set(params.TRAINING))
@@ -39,8 +41,10 @@ def main(config_path: Path, data_folder: Path, *, model: Path, curves: Path, val
         with live.follow(OBSERVER, config_path, root, key, saved.own) as feed:
             records = run_epochs(state, split, config, saved, feed)
             files.write_csv(curves, training.COLUMNS, map(astuple, records))
-            # The figure by which sweeps are sorted.
-            files.write_json(validation, {"val_neg_elbo_nats": records[-1].val_neg_elbo_nats})
+            # The figure by which sweeps are sorted, and the images that it is measured on.
+            files.write_json(
+                validation, {"val_neg_elbo_nats": records[-1].val_neg_elbo_nats, "validation_images": used}
+            )
             save_model(state.model, model)
             feed.trained()
         saved.finish(model)  # when nothing can fail any more

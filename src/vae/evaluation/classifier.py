@@ -16,7 +16,7 @@ from vae.idx import SIDE
 from vae.optimizers import Adam, rate_factor
 from vae.params import Classifier
 
-CLASSES = 10  # of every data set that data.name can name
+CLASSES = 10
 CHUNK = 1000  # images at a time outside training
 
 
@@ -56,7 +56,11 @@ def shift(x: Tensor, most: int, generator: torch.Generator) -> Tensor:
 def fit(images: Tensor, labels: Tensor, config: Classifier) -> Network:
     """Minimizes the mean cross-entropy on shifted grey images, by Adam.
     Shapes: images (N, P) uint8, labels (N,) uint8.
-    Raises InputError if the loss is no longer finite."""
+    Raises InputError if there are more than ten classes, or the loss is no longer finite."""
+    if labels.max() >= CLASSES:
+        raise InputError(
+            f"quality is measured for {CLASSES} classes at most, and this data set has label {labels.max()}"
+        )
     torch.manual_seed(config.seed)  # torch's initializers take no generator
     network = Network(config)
     optimizer = Adam(network.parameters(), config.learning_rate)

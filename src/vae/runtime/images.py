@@ -38,8 +38,8 @@ def load(
     counts = len(train[1]), len(test[1])
     if counts[0] < FEWEST[0] or counts[1] < FEWEST[1]:
         raise InputError(
-            f"data.path: {folder} gives {counts[0]} training images and {counts[1]} test images; "
-            f"add images: {FEWEST[0]} and {FEWEST[1]} are the fewest"
+            f"data.path: {folder}: training images: {counts[0]}, test images: {counts[1]}; add images, the fewest are "
+            f"{FEWEST[0]} and {FEWEST[1]}"
         )
     return np.concatenate([train[0], test[0]]), np.concatenate([train[1], test[1]]), counts[1]
 
@@ -108,8 +108,8 @@ def _read_pictures(folder: Path, resize: bool, grey: bool, seed: int) -> tuple[P
     loose = [path for root in roots for path in _pictures(root.iterdir())]
     if loose or not 1 <= len(classes) <= CLASSES:
         raise InputError(
-            f"data.path: {folder} has {len(classes)} subfolders and {len(loose)} pictures outside of them; put all "
-            f"pictures into one subfolder for each class (1 to {CLASSES})"
+            f"data.path: {folder}: subfolders: {len(classes)}, pictures outside of them: {len(loose)}; put all pictures "
+            f"into one subfolder for each class (1 to {CLASSES})"
         )
     parts = []
     for root in roots:

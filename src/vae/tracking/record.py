@@ -19,6 +19,7 @@ from vae.tracking import registry, worktree
 from vae.tracking.state import State, read_curves
 from vae.tracking.store import CHAMPION_METRIC, SOURCE, Store, Tag, experiment_names, store_errors, store_lock
 
+IMAGES = "validation_images"
 FINAL_STEP = 0  # of test metrics and pictures, because the UI compares runs at equal steps
 
 
@@ -62,14 +63,16 @@ def _write(store: Store, state: State) -> str:
         used = {name: value for name, value in leaves(config).items() if name.partition(".")[0] not in NOT_IN_PIPELINE}
         store.log_params(run_id, used)
         store.log_metrics(run_id, [row for row in curves if row[0] not in stored])
-        evaluation = json.loads(state.evaluation.read_text())
+        evaluation, validation = (json.loads(path.read_text()) for path in (state.evaluation, state.validation))
         final = {name: float(value) for name, value in evaluation.items() if not isinstance(value, str)}
+        final[IMAGES] = validation[IMAGES]
         store.log_metrics(run_id, [(FINAL_STEP, final)] if not final.keys() & run.data.metrics.keys() else [])
         store.log_inputs(run_id, [dataset_input(state)])
         log_files(store, run_id, state, diff)
         logged = run.outputs.model_outputs if run.outputs else []
         uri = f"models:/{logged[0].model_id}" if logged else registry.log_model(run_id, state.model)
-        registry.register(store, config, run_id, uri, curves[-1][1][CHAMPION_METRIC])
+        split = f"{validation[IMAGES]} images of {state.data_sha256[:16]}"
+        registry.register(store, config, run_id, uri, validation[CHAMPION_METRIC], split)
         store.set_tags(run_id, provenance(state, dirty=bool(diff)))  # last, because the key marks a whole run
         store.delete_tag(run_id, Tag.PENDING)
     store.discard_live(state.model_sha256)  # a run of the same training that a repeated request created
@@ -112,7 +115,7 @@ def log_files(client: MlflowClient, run_id: str, state: State, diff: bytes) -> N
             key = f"{folder.name}_{picture.stem}"  # the same in each run
             if not any(name.startswith(key) for name in shown):
                 log_picture(client, run_id, key, picture)
-    for path in (state.model, state.curves, state.evaluation):
+    for path in (state.model, state.curves, state.validation, state.evaluation):
         client.log_artifact(run_id, str(path), path.parent.name)
     for path in (state.params, Path("dvc.yaml"), Path("dvc.lock")):
         if path.is_file():

@@ -13,7 +13,7 @@ from mlflow.models import Model
 from vae.params import Params
 from vae.tracking.store import CHAMPION_METRIC
 
-CHAMPION, SPLIT = "champion", "data.validation"
+CHAMPION, SPLIT = "champion", "validation_split"
 REQUIREMENTS = ("mlflow", "numpy", "pydantic", "pyyaml", "safetensors", "torch")  # of the served model
 LIBRARY = Path(__file__).parents[1]
 NOT_SERVED = shutil.ignore_patterns("__pycache__", "evaluation", "runtime", "tracking")  # code that no answer needs
@@ -63,13 +63,13 @@ def registered_name(config: Params) -> str:
     return f"{name}-grey" if config.data.binarization == "none" else name
 
 
-def register(client: MlflowClient, config: Params, run_id: str, uri: str, value: float) -> None:
-    """Registers the model of a run. It becomes the champion if it beats the present one on the validation split."""
+def register(client: MlflowClient, config: Params, run_id: str, uri: str, value: float, split: str) -> None:
+    """Registers the model of a run. It becomes the champion if it beats the present one on the same validation images.
+    `split` names these images: their number, and the data set by its hash."""
     name = registered_name(config)
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
     champion = client.get_registered_model(name).aliases.get(CHAMPION)
-    split = str(config.data.validation)
     present = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
     scored = {CHAMPION_METRIC: repr(value), SPLIT: split}
     model_id = uri.rpartition("/")[2]  # an MLflow server requires model_id; a database does not
@@ -77,10 +77,10 @@ def register(client: MlflowClient, config: Params, run_id: str, uri: str, value:
     tags, better = client.get_model_version(name, champion).tags if champion else {}, champion is None
     if champion is None:
         verdict = "it is the first champion"
-    elif tags.get(SPLIT, split) != split:
-        verdict = f"not compared with the champion (version {champion}): it was scored on another {SPLIT}"
     elif CHAMPION_METRIC not in tags:
         verdict = f"not compared with the champion (version {champion}): it was chosen by hand"
+    elif tags.get(SPLIT) != split:
+        verdict = f"not compared with the champion (version {champion}): it was scored on other validation images"
     else:
         best = float(tags[CHAMPION_METRIC])
         better = value < best
