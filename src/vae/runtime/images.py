@@ -108,7 +108,7 @@ def _read_pictures(folder: Path, resize: bool, grey: bool, seed: int) -> tuple[P
     loose = [path for root in roots for path in _pictures(root.iterdir())]
     if loose or not 1 <= len(classes) <= CLASSES:
         raise InputError(
-            f"data.path: {folder}: subfolders: {len(classes)}, pictures outside of them: {len(loose)}; put all pictures "
+            f"data.path: {folder}: subfolders: {len(classes)}, pictures outside of them: {len(loose)}; put pictures "
             f"into one subfolder for each class (1 to {CLASSES})"
         )
     parts = []
