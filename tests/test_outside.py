@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -65,8 +64,8 @@ def test_every_architecture_and_prior(small, digits_folder, tmp_path, case):
 
 
 def test_the_committed_settings(root, digits_folder, tmp_path):
-    """Training and evaluation have the same seed in params.yaml. The noise of the evaluation must not repeat noise of the
-    training, for example the initial means of the mixture: the figures would be too good."""
+    """Training and evaluation have the same seed in params.yaml. The noise of the evaluation must not repeat noise of
+    the training, for example the initial means of the mixture: the figures would be too good."""
     config = params.load(root / "params.yaml")
     assert config.train.seed == config.evaluate.seed
     train = {"batch_size": 64, "device": "cpu", "precision": "fp32", "threads": 1}
