@@ -17,17 +17,18 @@ STEPS = 11  # images of a traversal
 
 def main(params: Path, data_folder: Path, model_file: Path, *, result: Path, pictures: Path) -> None:
     config = load(params)
-    where = device.choose(config.train.device)
-    torch.set_num_threads(config.train.threads)
+    where = device.setup(config.train)
+    print(device.explain(config.evaluate.precision, where), flush=True)
     vae = model.load(model_file, where)
     test = data.load(data_folder, "t10k")
     grey = test.images.to(where)
     train, _ = data.split_validation(data.load(data_folder, "train").images, config.data.validation)
     train = train[: len(grey)].to(where)
 
-    with cores.turn(config.train.threads), device.autocast(where, config.evaluate.precision):
+    precision = device.precision(config.evaluate.precision, where)
+    with cores.turn(config.train.threads), device.autocast(where, precision):
         values = metrics.evaluate(vae, grey, train, config.evaluate)
-    files.write_json(result, values)
+    files.write_json(result, values | {"device": where.type, "precision": precision})
     draw(vae, data.unit(grey), test.labels, pictures)
     print(
         f"neg-ELBO {values['neg_elbo_nats']:.2f} nats, NLL <= {values['nll_iw_nats']:.2f} "

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from vae import data, device, params, training
+from vae import data, device, params, streams, training
 from vae.model import VAE
 from vae.model import save as save_model
 
@@ -27,8 +27,9 @@ def main(config_path: Path, data_folder: Path, *, model: Path, curves: Path, val
     # training reproduces the locked results.
     run.unlink(missing_ok=True)
     config = params.load(config_path)
-    torch.set_num_threads(config.train.threads)
-    images = data.load(data_folder, "train").images.to(device.choose(config.train.device))
+    where = device.setup(config.train)
+    print(device.explain(config.train.precision, where), flush=True)
+    images = data.load(data_folder, "train").images.to(where)
     split = data.split_validation(images, config.data.validation)
     if (used := len(split[1])) < config.data.validation:
         print(f"data.validation: {used} images, at most a fifth of {len(images)}, instead of {config.data.validation}")
@@ -45,7 +46,7 @@ def main(config_path: Path, data_folder: Path, *, model: Path, curves: Path, val
             files.write_json(
                 validation, {"val_neg_elbo_nats": records[-1].val_neg_elbo_nats, "validation_images": used}
             )
-            save_model(state.model, model)
+            save_model(state.model, model, device=where.type, precision=state.precision)
             feed.trained()
         saved.finish(model)  # when nothing can fail any more
     last = records[-1]
@@ -87,7 +88,7 @@ def run_epochs(
 @torch.no_grad()
 def digits(vae: VAE, seed: int) -> bytes:
     """Sampled digits, one grey byte for each pixel, with the same noise after each epoch."""
-    generator = torch.Generator(next(vae.parameters()).device).manual_seed(seed)
+    generator = streams.stream(seed, "epoch samples", next(vae.parameters()).device)
     return vae.sample(SHOWN, generator).mul(255).round().byte().cpu().numpy().tobytes()
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vae.errors import InputError
 
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
-Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Width = Annotated[int, Field(ge=1, le=16384)]
@@ -64,12 +64,13 @@ class Train(Section):
     prior_learning_rate: Positive
     flow_learning_rate: Positive
     muon_learning_rate: Positive
-    schedule: Literal["constant", "cosine"]
+    schedule: Literal["constant", "cosine", "stable-decay"]
     warmup_steps: Annotated[int, Field(ge=0)]
     kl_warmup_epochs: NonNegative
     gradient_clip: NonNegative
     device: Literal["auto", "cpu", "cuda"]
-    precision: Literal["bf16", "fp32"]
+    instructions: Literal["native", "avx2"]
+    precision: Literal["auto", "bf16", "fp32"]
     threads: Annotated[int, Field(ge=1, le=1024)]
 
 
@@ -77,7 +78,7 @@ class Evaluate(Section):
     seed: Seed
     importance_samples: Count
     grey_samples: Count
-    precision: Literal["bf16", "fp32"]
+    precision: Literal["auto", "bf16", "fp32"]
 
 
 class Generate(Section):

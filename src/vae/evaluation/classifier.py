@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vae import weights
+from vae import streams, weights
 from vae.data import unit
 from vae.errors import InputError
 from vae.idx import SIDE
@@ -18,6 +18,7 @@ from vae.params import Classifier
 
 CLASSES = 10
 CHUNK = 1000  # images at a time outside training
+STREAMS: tuple[streams.Purpose, ...] = ("classifier order", "classifier shifts")
 
 
 class Network(nn.Module):
@@ -61,15 +62,15 @@ def fit(images: Tensor, labels: Tensor, config: Classifier) -> Network:
         raise InputError(
             f"quality is measured for {CLASSES} classes at most, and this data set has label {labels.max()}"
         )
-    torch.manual_seed(config.seed)  # torch's initializers take no generator
+    torch.manual_seed(streams.derived(config.seed, "classifier weights"))  # torch's initializers take no generator
     network = Network(config)
     optimizer = Adam(network.parameters(), config.learning_rate)
-    generator = torch.Generator().manual_seed(config.seed)
+    order, shifts = (streams.stream(config.seed, name) for name in STREAMS)
     steps = config.epochs * math.ceil(len(images) / config.batch_size)
-    orders = (torch.randperm(len(images), generator=generator) for _ in range(config.epochs))
-    batches = (batch for order in orders for batch in order.split(config.batch_size))
+    orders = (torch.randperm(len(images), generator=order) for _ in range(config.epochs))
+    batches = (batch for images_of_epoch in orders for batch in images_of_epoch.split(config.batch_size))
     for step, batch in enumerate(tqdm(batches, total=steps, unit="batch", disable=None)):
-        logits = network(shift(unit(images[batch]), config.shift, generator))  # (B, C)
+        logits = network(shift(unit(images[batch]), config.shift, shifts))  # (B, C)
         loss = F.cross_entropy(logits, labels[batch].long())  # images
         network.zero_grad(set_to_none=True)
         loss.backward()

@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vae import data, objective
+from vae.streams import stream, test_pixels
 from vae.idx import PIXELS
 from vae.model import VAE
 from vae.params import Evaluate
@@ -123,11 +124,14 @@ def evaluate(model: VAE, grey: Tensor, train: Tensor, config: Evaluate) -> dict[
     The binarization is drawn once, from the seed alone, so that every model is scored on the same binary images. ELBO,
     rate and distortion are means over the samples of the importance-weighted bound. Training images show overfitting.
     Shapes: grey (N, P) uint8, train (M, P) uint8."""
-    samples, generator = config.importance_samples, torch.Generator(grey.device).manual_seed(config.seed)
-    x = data.binarize(grey, generator)  # (N, P)
-    binary = over_images(model, x, samples, generator, f"importance-weighted bound, K={samples}")
-    score = over_images(model, data.unit(grey), config.grey_samples, generator, "grey values")
-    fitted = over_images(model, data.binarize(train, generator), 1, generator, "training images")
+    seed, samples, where = config.seed, config.importance_samples, grey.device
+    x = data.binarize(grey.cpu(), test_pixels(seed)).to(where)  # (N, P), the same pixels on every device
+    noise = stream(seed, "test posterior", where)
+    binary = over_images(model, x, samples, noise, f"importance-weighted bound, K={samples}")
+    noise = stream(seed, "grey posterior", where)
+    score = over_images(model, data.unit(grey), config.grey_samples, noise, "grey values")
+    seen, noise = data.binarize(train, stream(seed, "fitted pixels", where)), stream(seed, "fitted posterior", where)
+    fitted = over_images(model, seen, 1, noise, "training images")
     mu, _ = posterior(model, x)
     values = means(
         {

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from vae import model
+from vae import model, streams
 from vae.errors import InputError
 
 Rows = list[list[float]]
@@ -19,7 +19,7 @@ class Inference:
     @torch.inference_mode()
     def generate(self, count: int, seed: int) -> Rows:
         """New images from the prior. Returns (count, P)."""
-        return self.vae.sample(count, torch.Generator().manual_seed(seed)).tolist()
+        return self.vae.sample(count, streams.stream(seed, "served samples")).tolist()
 
     @torch.inference_mode()
     def decode(self, latents: Rows) -> Rows:
