@@ -1,6 +1,6 @@
 # Every target sets up .venv by itself; there is nothing to install or to activate first.
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-matrix lint deps ui setup which doctor reproduce leaderboard bounds bench
+.PHONY: help run test test-fast test-matrix lint deps ui setup which doctor reproduce serving leaderboard bounds bench
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 
@@ -58,6 +58,9 @@ doctor: setup  ## find runs and experiments that have lost each other; MEND=1 re
 
 reproduce: setup  ## RUN=...: run a recorded MLflow run again from scratch, and compare every file
 	@python tools/reproduce.py params.yaml "$(RUN)"
+
+serving: setup  ## RUN=...: log the model of a run again, with the present code of src/vae/serving/, as a new version
+	@python tools/serving.py params.yaml "$(RUN)"
 
 leaderboard: setup  ## RECIPE=...: put the present results into metrics/leaderboard.csv and the tables of results
 	@python tools/leaderboard.py params.yaml --recipe "$(RECIPE)" --recipes recipes --model models/vae.safetensors \

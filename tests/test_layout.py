@@ -24,7 +24,7 @@ RULES = {
     "": (CORE, {"torch", "numpy", "pydantic", "yaml", "safetensors"}),
     "evaluation": (CORE | {"evaluation"}, {"torch", "numpy", "PIL", "matplotlib", "tqdm"}),
     "runtime": ({"errors", "idx", "runtime"}, {"filelock", "numpy", "PIL", "psutil", "requests", "sklearn", "torch"}),
-    "serving": (CORE | {"serving"}, {"torch", "mlflow", "pydantic"}),
+    "serving": (CORE | {"serving"}, {"torch", "mlflow", "numpy", "PIL", "pydantic"}),
     "tracking": (
         {"params", "errors", "runtime", "evaluation.plots", "tracking"},
         {"mlflow", "dvc", "filelock", "numpy", "PIL", "safetensors"},
