@@ -29,7 +29,9 @@ class Registry:
 
     def create_model_version(self, name, source, run_id, tags, model_id, description):
         number = sum(item.name == name for item in self.versions) + 1
-        made = SimpleNamespace(name=name, run_id=run_id, version=str(number), tags=tags, model_id=model_id, about=description)
+        made = SimpleNamespace(
+            name=name, run_id=run_id, version=str(number), tags=tags, model_id=model_id, about=description
+        )
         self.versions.append(made)
         return made
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from tools import deps
 from vae import model
+from vae.errors import InputError
 from vae.serving.inference import Inference
 from vae.tracking import servable
 
@@ -34,19 +35,14 @@ def library(root, tmp_path):
 
 @pytest.fixture
 def saved(weights, tmp_path, monkeypatch):
-    """Saves the servable model with the code of a library, and loads it. The options are those of `log_model`."""
+    """Saves the servable model with the code of a library, and loads it."""
 
     def save(library, name: str) -> mlflow.pyfunc.PyFuncModel:
-        folder = tmp_path / name
-
-        def log(flavor, flavor_name, artifact_path, name, run_id, **options):
-            flavor.save_model(str(folder), Model(), **options)
-            return SimpleNamespace(model_uri=str(folder))
-
         with monkeypatch.context() as patch:
             patch.setattr(servable, "LIBRARY", library)
-            patch.setattr(servable.Model, "log", log)
-            return mlflow.pyfunc.load_model(servable.log_model("run", weights))
+            with servable.packed(weights) as options:
+                servable.Servable.save_model(str(tmp_path / name), Model(), **options)
+        return mlflow.pyfunc.load_model(str(tmp_path / name))
 
     monkeypatch.setattr(sys, "path", list(sys.path))
     return save
@@ -58,11 +54,13 @@ def test_two_versions_in_one_process_answer_by_their_own_code(saved, library):
     assert Inference.__module__ in sys.modules
     first = saved(library, "first")
     inference = library / "serving/inference.py"
-    inference.write_text(inference.read_text().replace("self.vae.sample(count, generator)", "torch.full((1, 784), -7.0)"))
+    inference.write_text(
+        inference.read_text().replace("self.vae.sample(count, generator)", "torch.full((1, 784), -7.0)")
+    )
     second = saved(library, "second")
     inference.unlink()  # a model needs no file outside of its folder
     assert second.predict(request)[0]["images"] == [[-7.0] * 784]
-    assert 0 <= min(first.predict(request)[0]["images"][0])
+    assert min(first.predict(request)[0]["images"][0]) >= 0
     assert "-7" not in (servable.LIBRARY / "serving/inference.py").read_text()
 
 
@@ -139,3 +137,14 @@ def test_a_png_shows_the_digit(saved):
         picture = Image.open(io.BytesIO(base64.b64decode(text)))
         assert (picture.format, picture.size, picture.mode) == ("PNG", (28, 28), "L")
         np.testing.assert_allclose(np.asarray(picture).ravel() / 255, grey, atol=0.5 / 255 + 1e-7)
+
+
+@pytest.mark.parametrize("file", ["serving/requests.py", "serving/inference.py"])
+def test_code_that_cannot_answer_is_one_clear_error(weights, library, monkeypatch, file):
+    servable.check(weights)
+    (library / file).write_text((library / file).read_text().replace("import", "imoprt", 1))
+    monkeypatch.setattr(servable, "LIBRARY", library)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(InputError, match=r"vae/serving: the present code does not answer: .*invalid syntax") as caught:
+        servable.check(weights)
+    assert "\n" not in str(caught.value)

@@ -153,14 +153,17 @@ def record_quality(params: Path, quality: Path, picture: Path, root: Path) -> li
 
 def record_serving(params: Path, run_id: str, root: Path) -> None:
     """Logs the model of a run again, with the present code of serving/, and registers it as a new version.
-    Raises InputError if the store cannot be reached or written, or has no whole run with this id."""
+    Raises InputError if the store cannot be reached or written, if it has no whole run with this id, or if the present
+    code cannot answer with this model."""
     store = Store(root, load(params).track.experiment)
     with store_errors(store.uri), store_lock(root), tempfile.TemporaryDirectory() as scratch:
         sha256_of_model = store.run_tags(run_id, Tag.KEY, Tag.MODEL)[Tag.MODEL]
         hashes, text = store.recorded(run_id, "hashes.json", "params.yaml")
         name = next(name for name, digest in json.loads(hashes).items() if digest == sha256_of_model)
+        servable.check(model := Path(store.download_artifacts(run_id, name, scratch)))
         mlflow.set_tracking_uri(store.uri)
-        uri = servable.log_model(run_id, Path(store.download_artifacts(run_id, name, scratch)))
+        mlflow.set_experiment(experiment_id=store.experiment.experiment_id)
+        uri = servable.log_model(run_id, model)
         if versions := store.search_model_versions(f"run_id = '{run_id}'"):
             registry.register_again(store, versions, uri)
         else:

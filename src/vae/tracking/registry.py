@@ -26,8 +26,12 @@ def register(client: MlflowClient, config: Params, run_id: str, uri: str, value:
     present = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
     scored = {CHAMPION_METRIC: repr(value), SPLIT: split}
     model_id = uri.rpartition("/")[2]  # an MLflow server requires model_id; a database does not
-    about = {"model_id": model_id, "description": servable.DESCRIPTION}
-    new = present[0] if present else client.create_model_version(name, uri, run_id, scored, **about)
+    about = servable.DESCRIPTION
+    new = (
+        present[0]
+        if present
+        else client.create_model_version(name, uri, run_id, scored, model_id=model_id, description=about)
+    )
     tags, better = client.get_model_version(name, champion).tags if champion else {}, champion is None
     if champion is None:
         verdict = "it is the first champion"
@@ -48,10 +52,11 @@ def register(client: MlflowClient, config: Params, run_id: str, uri: str, value:
 def register_again(client: MlflowClient, versions: list[ModelVersion], uri: str) -> None:
     """Registers the model of a run that has these versions once more. The new version takes their tags and aliases."""
     last, numbers = max(versions, key=lambda item: int(item.version)), {str(item.version) for item in versions}
-    about = {"model_id": uri.rpartition("/")[2], "description": servable.DESCRIPTION}
-    new = client.create_model_version(last.name, uri, last.run_id, last.tags, **about)
+    model_id, about = uri.rpartition("/")[2], servable.DESCRIPTION
+    new = client.create_model_version(last.name, uri, last.run_id, last.tags, model_id=model_id, description=about)
     present = client.get_registered_model(last.name).aliases
     aliases = [alias for alias, number in present.items() if str(number) in numbers]
     for alias in aliases:
         client.set_registered_model_alias(last.name, alias, new.version)
-    print(f"registered {last.name} version {new.version}, with its present code{''.join(f'; it is the {a}' for a in aliases)}")
+    moved = "".join(f"; it is the {alias} now" for alias in aliases)
+    print(f"registered {last.name} version {new.version}: the model of version {last.version}, the present code{moved}")

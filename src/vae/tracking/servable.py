@@ -14,9 +14,12 @@ from typing import Any
 from mlflow import pyfunc
 from mlflow.models import Model
 
+from vae.errors import InputError
+
 LIBRARY = Path(__file__).parents[1]
 REQUIREMENTS = ("mlflow", "numpy", "pillow", "pydantic", "pyyaml", "safetensors", "torch")  # of the served model
 NOT_SERVED = {"evaluation", "runtime", "tracking"}  # code that no answer needs
+EXAMPLE: list[dict[str, Any]] = [{"task": "generate", "n": 1, "seed": 0}]
 DESCRIPTION = (
     "Answers the tasks `generate`, `decode` and `reconstruct` with `images` (784 grey values in [0, 1], row by row) or "
     "`png`, and `encode` with `mu` and `logvar`: the mean and the log of the variance of each latent, in q(z|x)."
@@ -74,19 +77,36 @@ class Servable:
         mlflow_model.save(str(Path(path) / "MLmodel"))
 
 
+@contextmanager
+def packed(model: Path) -> Iterator[dict[str, Any]]:
+    """The options with which MLflow saves a model file and the code that answers with it."""
+    with tempfile.TemporaryDirectory() as folder, importable(package := private_library(LIBRARY, Path(folder))):
+        yield {
+            "python_model": package / "serving/requests.py",
+            "artifacts": {"model": str(model)},
+            "code_paths": [str(package)],
+            "example": EXAMPLE,
+            "pip_requirements": requirements(),
+            "validate_serving_input": False,
+        }
+
+
 def log_model(run_id: str, model: Path) -> str:
     """Logs the servable model with its signature, input example and pinned requirements. Returns its URI."""
-    with tempfile.TemporaryDirectory() as folder, importable(package := private_library(LIBRARY, Path(folder))):
-        return Model.log(
-            artifact_path=None,
-            name="model",
-            flavor=Servable,
-            flavor_name="pyfunc",
-            run_id=run_id,
-            validate_serving_input=False,
-            python_model=package / "serving/requests.py",
-            artifacts={"model": str(model)},
-            code_paths=[str(package)],
-            example=[{"task": "generate", "n": 1, "seed": 0}],
-            pip_requirements=requirements(),
-        ).model_uri
+    with packed(model) as options:
+        logged = Model.log(None, Servable, name="model", flavor_name="pyfunc", run_id=run_id, **options)
+        return logged.model_uri
+
+
+def check(model: Path) -> None:
+    """Answers the input example with a model file. Raises InputError if the present code cannot."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with packed(model) as options:
+                Servable.save_model(f"{folder}/model", Model(), **options)
+            pyfunc.load_model(f"{folder}/model").predict(EXAMPLE)
+        except Exception as error:
+            raise InputError(
+                f"{LIBRARY.name}/serving: the present code does not answer: {' '.join(str(error).split())}; "
+                "nothing was logged or registered"
+            ) from error
