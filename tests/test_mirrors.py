@@ -164,7 +164,7 @@ def test_a_server_that_declares_the_encoding(mirror, tmp_path):
         (lambda content: content[:-1] + bytes([content[-1] ^ 1]), "damaged"),  # the length in the trailer
         (lambda content: content[: len(content) // 2], "damaged"),
         (lambda content: content[:20] + bytes(8) + content[28:], "damaged"),
-        (lambda content: b"<html>log in to this network</html>", "damaged"),
+        (lambda content: b"<html>log in to this network</html>", "log in to it in a browser"),
         (lambda content: packed(b"another data set"), "MD5"),
         (lambda content: packed(b""), "MD5"),
     ],
@@ -359,7 +359,8 @@ def test_unreachable(mirror, refusing, tmp_path, monkeypatch):
     assert sum(mirror.requests.values()) == 1
     monkeypatch.setitem(mirrors.MIRRORS, "mnist", (refusing,))
     failures = mirrors.unreachable("mnist", {"MNIST_MIRROR": "nowhere"})
-    assert [failure.split(" (")[0] for failure in failures] == ["nowhere", refusing]
+    assert [failure.source for failure in failures] == ["nowhere", refusing]
+    assert [failure.away for failure in failures] == [False, True]  # a wrong folder can be mended
     assert contents(tmp_path) == {}
 
 
