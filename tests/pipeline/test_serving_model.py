@@ -61,7 +61,8 @@ def test_model_is_served_and_outlives_bad_requests(project):
             grey = np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
             np.testing.assert_allclose(grey.ravel() / 255, image, atol=0.5 / 255 + 1e-7)
         assert requests.get(f"{address}/version", timeout=LIMIT_SECONDS).text == mlflow.__version__
-        digit = project.run("bash", "-c", code_of("README.md", "$ curl").replace("http://127.0.0.1:5001", address))
+        command = code_of("README.md", "$ curl").replace("http://127.0.0.1:5001", address)
+        digit = project.run("bash", "-c", command, no_proxy="127.0.0.1")  # docs/serving.md: as with --noproxy
         assert not digit.stderr
         assert Image.open(project.folder / "digit.png").size == (28, 28)
     model = project.client.get_run(run).outputs.model_outputs[0].model_id
@@ -93,7 +94,7 @@ def test_the_model_from_python_and_from_the_command_line(project, monkeypatch):
     answered = project.run(*command, MLFLOW_TRACKING_URI=project.uri).stdout
     expected = mlflow.pyfunc.load_model(uri).predict(request["inputs"])
     assert json.loads(answered[answered.index("{") :])["predictions"] == expected
-    mlflow.models.predict(uri, input_data=request, env_manager="local", output_path="answer.json")
+    mlflow.models.predict(uri, input_data=request["inputs"], env_manager="local", output_path="answer.json")
     assert json.loads(Path("answer.json").read_text())["predictions"] == expected
 
 
