@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 UV = "uv==0.13.9"
-KINDS = {"cuda": "3.2 GB", "cpu": "0.6 GB"}  # builds of torch, and what is fetched with each on Linux
+KINDS = {"cuda": "3.3 GB", "cpu": "0.5 GB"}  # builds of torch, and what is fetched with each on Linux
 ONLY_CUDA = re.compile(r"^(nvidia-|cuda-|triton)[^\n]*\n", flags=re.MULTILINE)
 # The settings of pip in the words of uv, which does not read them.
 SETTINGS = {
