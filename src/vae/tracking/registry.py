@@ -25,13 +25,7 @@ def register(client: MlflowClient, config: Params, run_id: str, uri: str, value:
     split = str(config.data.validation)
     present = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
     scored = {CHAMPION_METRIC: repr(value), SPLIT: split}
-    model_id = uri.rpartition("/")[2]  # an MLflow server requires model_id; a database does not
-    about = servable.DESCRIPTION
-    new = (
-        present[0]
-        if present
-        else client.create_model_version(name, uri, run_id, scored, model_id=model_id, description=about)
-    )
+    new = present[0] if present else create_version(client, name, uri, run_id, scored)
     tags, better = client.get_model_version(name, champion).tags if champion else {}, champion is None
     if champion is None:
         verdict = "it is the first champion"
@@ -49,11 +43,16 @@ def register(client: MlflowClient, config: Params, run_id: str, uri: str, value:
     print(f"registered {name} version {new.version}: {CHAMPION_METRIC} {value:.2f}; {verdict}")
 
 
+def create_version(client: MlflowClient, name: str, uri: str, run_id: str | None, tags: dict[str, str]) -> ModelVersion:
+    """Registers a logged model under a name."""
+    model_id = uri.rpartition("/")[2]  # an MLflow server requires model_id; a database does not
+    return client.create_model_version(name, uri, run_id, tags, model_id=model_id, description=servable.DESCRIPTION)
+
+
 def register_again(client: MlflowClient, versions: list[ModelVersion], uri: str) -> None:
     """Registers the model of a run that has these versions once more. The new version takes their tags and aliases."""
     last, numbers = max(versions, key=lambda item: int(item.version)), {str(item.version) for item in versions}
-    model_id, about = uri.rpartition("/")[2], servable.DESCRIPTION
-    new = client.create_model_version(last.name, uri, last.run_id, last.tags, model_id=model_id, description=about)
+    new = create_version(client, last.name, uri, last.run_id, last.tags)
     present = client.get_registered_model(last.name).aliases
     aliases = [alias for alias, number in present.items() if str(number) in numbers]
     for alias in aliases:
