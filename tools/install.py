@@ -42,8 +42,8 @@ def uv_environment(listed: str, environment: dict[str, str]) -> dict[str, str]:
     for line in sorted(listed.splitlines(), key=lambda line: line.startswith(":env:")):  # variables come last, and win
         name, _, value = line.partition("=")
         setting = SETTINGS.get(name.rpartition(".")[2])
-        if setting:
-            words = ast.literal_eval(value).split()
+        words = ast.literal_eval(value).split() if setting else []
+        if words:
             found[setting] = ("," if setting == "UV_FIND_LINKS" else " ").join(words)
     return found | environment
 
