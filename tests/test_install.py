@@ -130,6 +130,11 @@ def test_the_build_of_torch_for_cpus(set_up, failing):
     assert again.requirements[-1] == LOCK
 
 
+def test_an_environment_that_cannot_be_made_is_an_error(set_up):
+    folder, said = set_up(Packages("-m venv"))
+    assert said == f"error: {folder} could not be made; mend what is said above, and start again"
+
+
 def test_only_libraries_of_cuda_are_left_out(root):
     lock = (root / "requirements.lock").read_text()
     left = install.ONLY_CUDA.sub("", lock)

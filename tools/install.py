@@ -74,7 +74,8 @@ def main(folder: Path, lock: Path, torch: str, torch_index: str) -> None:
     hint = f"; with TORCH=cpu, for a machine without a GPU of NVIDIA, {KINDS['cpu']}" if size != KINDS["cpu"] else ""
     print(f"setting up {folder}: fetches about {size} once{hint}", flush=True)
     base = getattr(sys, "_base_executable", sys.executable)  # because this may be the environment that is replaced
-    subprocess.run([base, "-m", "venv", "--clear", str(folder)], check=True)
+    if subprocess.run([base, "-m", "venv", "--clear", str(folder)]).returncode:
+        sys.exit(f"error: {folder} could not be made; mend what is said above, and start again")
     kept.write_text(torch)
     pins, options = lock.read_text(), []
     if torch == "cpu":
@@ -95,4 +96,7 @@ def main(folder: Path, lock: Path, torch: str, torch_index: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])
+    try:
+        main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the next make target starts the set-up again")
