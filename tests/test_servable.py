@@ -35,14 +35,14 @@ def library(root, tmp_path):
 
 @pytest.fixture
 def saved(weights, tmp_path, monkeypatch):
-    """Saves the servable model with the code of a library, and loads it."""
+    """Saves the servable model with the code of a library, and returns its folder."""
 
-    def save(library, name: str) -> mlflow.pyfunc.PyFuncModel:
+    def save(library, name: str = "model") -> str:
         with monkeypatch.context() as patch:
             patch.setattr(servable, "LIBRARY", library)
             with servable.packed(weights) as options:
                 servable.Servable.save_model(str(tmp_path / name), Model(), **options)
-        return mlflow.pyfunc.load_model(str(tmp_path / name))
+        return str(tmp_path / name)
 
     monkeypatch.setattr(sys, "path", list(sys.path))
     return save
@@ -52,13 +52,14 @@ def test_two_versions_in_one_process_answer_by_their_own_code(saved, library):
     """Also if this library, which has the same name as theirs, is imported already."""
     request = [{"task": "generate", "n": 1, "seed": 0}]
     assert Inference.__module__ in sys.modules
-    first = saved(library, "first")
+    folders = [saved(library, "first")]
     inference = library / "serving/inference.py"
     inference.write_text(
         inference.read_text().replace("self.vae.sample(count, generator)", "torch.full((1, 784), -7.0)")
     )
-    second = saved(library, "second")
+    folders.append(saved(library, "second"))
     inference.unlink()  # a model needs no file outside of its folder
+    first, second = map(mlflow.pyfunc.load_model, folders)
     assert second.predict(request)[0]["images"] == [[-7.0] * 784]
     assert min(first.predict(request)[0]["images"][0]) >= 0
     assert "-7" not in (servable.LIBRARY / "serving/inference.py").read_text()
@@ -111,7 +112,7 @@ def test_the_input_example_is_saved_without_running_the_model(tmp_path, monkeypa
 
 def test_the_model_takes_arrays(saved):
     """The input of MLflow's own checks: arrays of one and two axes more, and numbers of numpy."""
-    loaded = saved(servable.LIBRARY, "model")
+    loaded = mlflow.pyfunc.load_model(saved(servable.LIBRARY))
     images = np.random.default_rng(0).random((2, 784)).astype(np.float32)
     plain = loaded.predict([{"task": "encode", "images": images.tolist()}])
     for form in (images, images.reshape(2, 28, 28), list(images)):
@@ -123,7 +124,7 @@ def test_the_model_takes_arrays(saved):
 
 
 def test_the_signature_names_every_field_of_requests_and_answers(saved):
-    signature = saved(servable.LIBRARY, "model").metadata.signature
+    signature = mlflow.pyfunc.load_model(saved(servable.LIBRARY)).metadata.signature
     (given,), (answered,) = (json.loads(schema.to_json()) for schema in (signature.inputs, signature.outputs))
     assert set(given["properties"]) == {"task", "n", "seed", "format", "images", "latents"}
     assert {name for name, field in given["properties"].items() if field["required"]} == {"task"}
@@ -132,7 +133,7 @@ def test_the_signature_names_every_field_of_requests_and_answers(saved):
 
 
 def test_a_png_shows_the_digit(saved):
-    loaded = saved(servable.LIBRARY, "model")
+    loaded = mlflow.pyfunc.load_model(saved(servable.LIBRARY))
     request = {"task": "generate", "n": 2, "seed": 5}
     images = loaded.predict([request])[0]["images"]
     answer = loaded.predict([request | {"format": "png"}])[0]
