@@ -284,6 +284,17 @@ def test_own_url_first(mirror, make_mirror, tmp_path):
     assert not mirror.requests
 
 
+def test_the_password_of_an_own_mirror_is_not_printed(mirror, make_mirror, tmp_path):
+    own = make_mirror()
+    private = own.url.replace("http://", "http://user:secret@")
+    assert mirrors.download("mnist", tmp_path / "good", {"MNIST_MIRROR": private}) == [own.url, mirror.url]
+    own.files.clear()
+    mirror.files.clear()
+    message, _ = fails(tmp_path / "bad", {"MNIST_MIRROR": private})
+    assert own.url in message
+    assert "secret" not in message
+
+
 @pytest.mark.parametrize("value", ["", "  "])
 def test_own_mirror_that_is_blank(mirror, tmp_path, value):
     """A blank MNIST_MIRROR counts as not set."""

@@ -41,7 +41,7 @@ def uv_environment(listed: str, environment: dict[str, str]) -> dict[str, str]:
         found["SSL_CERT_FILE"] = environment["REQUESTS_CA_BUNDLE"]
     for line in sorted(listed.splitlines(), key=lambda line: line.startswith(":env:")):  # variables come last, and win
         name, _, value = line.partition("=")
-        setting = SETTINGS.get(name.rpartition(".")[2])
+        setting = SETTINGS.get(name.rpartition(".")[2], "")
         words = ast.literal_eval(value).split() if setting else []
         if words:
             found[setting] = ("," if setting == "UV_FIND_LINKS" else " ").join(words)

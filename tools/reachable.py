@@ -22,6 +22,7 @@ def main(params: Path, data: Path) -> None:
         if not all(failure.away and failure.source in mirrors.MIRRORS[name] for failure in failures):
             raise InputError(f"{name}: {told}. Mend this, or run on the bundled data: dvc exp run -S data.name=digits")
         print(f"{name}: no source answers ({told}): running on the bundled digits instead")
+        print("if this network has a proxy, name it in HTTPS_PROXY")
         sys.exit(UNREACHABLE)
 
 

@@ -69,7 +69,7 @@ class Failure(NamedTuple):
     away: bool  # the source just does not answer: there is nothing that the user can mend
 
     def __str__(self) -> str:
-        return f"{self.source} ({self.reason})"
+        return f"{network.without_password(self.source)} ({network.without_password(self.reason)})"
 
 
 # The errors of a source. Any other error is a bug of this program.
@@ -226,4 +226,4 @@ def download(name: str, folder: Path, environment: dict[str, str], pause: Pause 
         return ["an installed package"]
     candidates = sources(name, environment)
     write_files(folder, _contents(name, candidates, pause))
-    return candidates
+    return [network.without_password(source) for source in candidates]

@@ -1,6 +1,7 @@
 """What is wrong with a network, in words that name the setting which helps."""
 
 import ipaddress
+import re
 import socket
 import ssl
 from collections.abc import Iterator
@@ -24,6 +25,11 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         yield error
         inside = [getattr(error, "reason", None), *error.args, error.__cause__, error.__context__]
         error = next((item for item in inside if isinstance(item, BaseException)), None)
+
+
+def without_password(url: str) -> str:
+    """A URL as it may be printed."""
+    return re.sub(r"//[^/@]*@", "//", url)
 
 
 def _proxy(url: str) -> str:
