@@ -139,7 +139,11 @@ def test_a_proxy_that_refuses(serve, monkeypatch, scheme):
 
 @pytest.mark.parametrize(
     ("proxy", "word"),
-    [("http://u:secret@127.0.0.1:9", "127.0.0.1:9"), ("http://u:secret@proxy.invalid:80", "proxy.inv")],
+    [
+        ("http://u:secret@127.0.0.1:9", "127.0.0.1:9"),
+        ("u:secret@127.0.0.1:9", "127.0.0.1:9"),
+        ("http://u:secret@proxy.invalid:80", "proxy.invalid:80"),
+    ],
 )
 def test_a_proxy_that_is_away(monkeypatch, proxy, word):
     monkeypatch.setenv("HTTPS_PROXY", proxy)
