@@ -153,13 +153,6 @@ def test_a_wrong_build_of_torch_changes_nothing(set_up):
     assert (folder / "installed").is_file()
 
 
-def test_a_python_without_venv_is_named(set_up, monkeypatch):
-    """Debian has it in a package of its own."""
-    monkeypatch.setattr(install.importlib.util, "find_spec", lambda _: None)
-    _, said = set_up(Packages())
-    assert "apt install python3-venv" in said
-
-
 def test_uv_gets_the_settings_of_pip():
     """Mirrors, certificates and proxies. A variable comes before a file, and a setting for uv itself before both."""
     listed = """:env:.index-url='https://user:word@mirror.example/simple'

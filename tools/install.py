@@ -10,7 +10,6 @@ if sys.version_info < (3, 11):  # noqa: UP036
     )
 
 import ast
-import importlib.util
 import os
 import re
 import subprocess
@@ -68,8 +67,6 @@ def main(folder: Path, lock: Path, torch: str, torch_index: str) -> None:
     torch = torch or (kept.read_text() if kept.is_file() else "") or "cuda"
     if torch not in KINDS:
         sys.exit(f"error: TORCH={torch}: must be one of {', '.join(KINDS)}")
-    if not importlib.util.find_spec("ensurepip"):
-        sys.exit(f"error: {sys.executable} has no venv; install it (on Debian and Ubuntu: apt install python3-venv)")
     size = KINDS[torch if sys.platform == "linux" else "cpu"]
     hint = f"; with TORCH=cpu, for a machine without a GPU of NVIDIA, {KINDS['cpu']}" if size != KINDS["cpu"] else ""
     print(f"setting up {folder}: fetches about {size} once{hint}", flush=True)
