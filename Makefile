@@ -1,25 +1,30 @@
 # Every target sets up .venv by itself; there is nothing to install or to activate first.
+# It runs with GNU make 3.81 and bash 3.2, which macOS has.
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-matrix lint deps ui setup which doctor reproduce leaderboard bounds bench
+.PHONY: help run test test-fast test-matrix lint deps ui setup which doctor reproduce serving leaderboard bounds bench
 SHELL := bash
-.SHELLFLAGS := -euo pipefail -c
 
 PYTHON ?= python3
+# TORCH=cpu takes torch from this index, or from a mirror of it. Otherwise torch comes with CUDA. The choice is kept.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# Repeated only if the lock file or the metadata of the package has changed.
+# Repeated only if the lock file or the metadata of the package has changed, or if another build of torch is asked for.
 .venv/installed: requirements.lock pyproject.toml
-	$(PYTHON) -m venv --clear .venv
-	python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
-	python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	touch $@
+	@$(PYTHON) tools/install.py .venv requirements.lock "$(TORCH)" "$(TORCH_INDEX)"
 
-setup: .venv/installed  ## install requirements.lock into .venv
+ifneq ($(TORCH),)
+ifneq ($(TORCH),$(shell cat .venv/torch 2> /dev/null))
+.PHONY: .venv/installed
+endif
+endif
+
+setup: .venv/installed  ## install requirements.lock into .venv; TORCH=cpu: without the libraries for GPUs
 
 run: setup  ## the whole pipeline: dvc repro on MNIST, or on the bundled digits if no mirror answers
 	@python tools/reachable.py params.yaml data && answer=0 || answer=$$?; \
@@ -47,6 +52,7 @@ deps: setup  ## write the imports of each stage into the deps of dvc.yaml and qu
 
 ui: setup  ## the MLflow UI on the project's store
 	@case "$(MLFLOW_TRACKING_URI)" in http*) echo "the UI of this store is at $(MLFLOW_TRACKING_URI)"; exit 1 ;; esac
+	@python -c 'import socket, sys; sys.exit("error: another program uses port %s (AirPlay uses 5000 on macOS); PORT=5001 make ui" % sys.argv[1] if not socket.socket().connect_ex(("127.0.0.1", int(sys.argv[1]))) else 0)' $${PORT:-5000}
 	@echo "MLflow UI: http://127.0.0.1:$${PORT:-5000}  (choose Model training at the top left, then the experiment)"
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --backend-store-uri "$(MLFLOW_TRACKING_URI)" --host 127.0.0.1 --port $${PORT:-5000} --workers 1
 
@@ -58,6 +64,9 @@ doctor: setup  ## find runs and experiments that have lost each other; MEND=1 re
 
 reproduce: setup  ## RUN=...: run a recorded MLflow run again from scratch, and compare every file
 	@python tools/reproduce.py params.yaml "$(RUN)"
+
+serving: setup  ## RUN=...: log the model of a run again, with the present code of src/vae/serving/, as a new version
+	@python tools/serving.py params.yaml "$(RUN)"
 
 leaderboard: setup  ## RECIPE=...: put the present results into metrics/leaderboard.csv and the tables of results
 	@python tools/leaderboard.py params.yaml --recipe "$(RECIPE)" --recipes recipes --model models/vae.safetensors \

@@ -60,7 +60,7 @@ def store(database, monkeypatch, experiment):
     """A real store. Models are neither logged nor registered in it, because that takes seconds."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database / 'mlflow.db'}")
     monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)  # which `record` sets
-    monkeypatch.setattr(records.registry, "log_model", lambda run_id, _: f"models:/{run_id}")
+    monkeypatch.setattr(records.servable, "log_model", lambda run_id, _: f"models:/{run_id}")
     monkeypatch.setattr(records.registry, "register", lambda *_: None)
     for name in ("DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
         monkeypatch.delenv(name, raising=False)

@@ -1,5 +1,7 @@
 """Downloads of the data sets: mirrors in order, checksums, and files that are either whole or absent."""
 
+from vae.runtime import network
+
 import gzip
 import hashlib
 import io
@@ -10,6 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import requests
@@ -63,6 +66,17 @@ GZIP_MD5 = {
 ARCHIVES = {"emnist-letters": "gzip.zip"}  # data sets that are published in one archive, with others
 
 Pause = Callable[[float], None]  # waits for that many seconds
+
+
+class Failure(NamedTuple):
+    source: str
+    reason: str
+    away: bool  # the source just does not answer: there is nothing that the user can mend
+
+    def __str__(self) -> str:
+        return f"{network.without_password(self.source)} ({network.without_password(self.reason)})"
+
+
 # The errors of a source. Any other error is a bug of this program.
 SourceFailure = (requests.RequestException, urllib3.exceptions.HTTPError, OSError, EOFError, ValueError, zlib.error)
 
@@ -93,6 +107,8 @@ def _read(source: str, file: str) -> bytes:
                 bar.update(len(chunk))
         if total and len(content) != total:
             raise EOFError(f"{len(content)} of {total} bytes")
+    if content.lstrip()[:1] == b"<":
+        raise network.WebPage("a web page in place of the file")
     return bytes(content)
 
 
@@ -116,9 +132,9 @@ def _transient(error: BaseException) -> bool:
     return isinstance(error, (requests.Timeout, urllib3.exceptions.HTTPError, EOFError))
 
 
-def _try(name: str, index: int, candidates: list[str], pause: Pause) -> tuple[bytes, list[str]]:
-    """One verified file from the first source that has it, and the reasons why the sources before it failed."""
-    failures: list[str] = []
+def _try(name: str, index: int, candidates: list[str], pause: Pause) -> tuple[bytes, list[Failure]]:
+    """One verified file from the first source that has it, and why the sources before it failed."""
+    failures: list[Failure] = []
     for source in candidates:
         for attempt in range(ATTEMPTS):
             try:
@@ -127,7 +143,7 @@ def _try(name: str, index: int, candidates: list[str], pause: Pause) -> tuple[by
                 if attempt + 1 < ATTEMPTS and _transient(error):
                     pause(2.0**attempt)
                     continue
-                failures.append(f"{source} ({_reason(error)})")
+                failures.append(_failure(source, error, public=source in MIRRORS[name]))
                 break
     return b"", failures
 
@@ -139,11 +155,11 @@ def _contents(name: str, candidates: list[str], pause: Pause) -> Iterator[tuple[
         if not content:
             wanted = ARCHIVES.get(name, "the four .gz files")
             own = "; for images of your own: -S data.name=folder -S data.path=<folder>" * (
-                "(MD5 " in " ".join(failures)
+                any("(MD5 " in str(failure) for failure in failures)
             )
             raise InputError(
-                f"{file} of {name}: no source has it: {'; '.join(failures)}. Set MNIST_MIRROR to a folder or URL that "
-                f"has {wanted}, or use the bundled data: dvc exp run -S data.name=digits{own}"
+                f"{file} of {name}: no source has it: {'; '.join(map(str, failures))}. Set MNIST_MIRROR to a folder or "
+                f"URL that has {wanted}, or use the bundled data: dvc exp run -S data.name=digits{own}"
             )
         yield from _letters(content) if name in ARCHIVES else [(FILES[index], content)]
 
@@ -170,9 +186,9 @@ def present(name: str, folder: Path) -> bool:
     return tuple(hashlib.md5(path.read_bytes()).hexdigest() for path in paths) == CONTENT_MD5[name]
 
 
-def unreachable(name: str, environment: dict[str, str]) -> list[str]:
-    """The reason why each source failed to give the smallest file. Empty if one of them gave it, or if the only file is
-    an archive, which is too large to be fetched twice."""
+def unreachable(name: str, environment: dict[str, str]) -> list[Failure]:
+    """Why each source failed to give the smallest file. Empty if one of them gave it, or if the only file is an
+    archive, which is too large to be fetched twice."""
     if name in ARCHIVES:
         return []
     smallest = FILES.index("t10k-labels-idx1-ubyte")
@@ -180,21 +196,24 @@ def unreachable(name: str, environment: dict[str, str]) -> list[str]:
     return [] if content else failures
 
 
-def _reason(error: BaseException) -> str:
+def _failure(source: str, error: BaseException, public: bool) -> Failure:
     """Why a source failed, in a few words."""
+    remote = source.startswith(("http://", "https://"))
+    if remote and (fault := network.fault(error, source, public)):
+        return Failure(source, fault, away=False)
     match error:
         case requests.Timeout() | urllib3.exceptions.ReadTimeoutError():
-            return "timed out"
+            return Failure(source, "timed out", away=True)
         case requests.HTTPError() if error.response is not None:
-            return f"HTTP {error.response.status_code}"
+            return Failure(source, f"HTTP {error.response.status_code}", away=True)
         case requests.ConnectionError():
-            return "cannot be reached"
+            return Failure(source, "cannot be reached", away=True)
         case FileNotFoundError():
-            return "no such file"
+            return Failure(source, "no such file", away=False)
         case gzip.BadGzipFile() | EOFError() | zlib.error():
-            return f"damaged: {error}"
+            return Failure(source, f"damaged: {error}", away=False)
         case _:
-            return str(error)
+            return Failure(source, str(error), away=False)
 
 
 def write_files(folder: Path, contents: Iterable[tuple[str, bytes]]) -> None:
@@ -239,4 +258,4 @@ def download(name: str, folder: Path, environment: dict[str, str], pause: Pause 
         return ["an installed package"]
     candidates = sources(name, environment)
     write_files(folder, _contents(name, candidates, pause))
-    return candidates
+    return [network.without_password(source) for source in candidates]

@@ -14,8 +14,8 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Run
 from PIL import Image
 
 from vae.errors import InputError
-from vae.params import NOT_IN_PIPELINE, leaves, load
-from vae.tracking import registry, worktree
+from vae.params import NOT_IN_PIPELINE, leaves, load, parse
+from vae.tracking import registry, servable, worktree
 from vae.tracking.state import State, read_curves
 from vae.tracking.store import CHAMPION_METRIC, SOURCE, Store, Tag, experiment_names, store_errors, store_lock
 
@@ -70,7 +70,7 @@ def _write(store: Store, state: State) -> str:
         store.log_inputs(run_id, [dataset_input(state)])
         log_files(store, run_id, state, diff)
         logged = run.outputs.model_outputs if run.outputs else []
-        uri = f"models:/{logged[0].model_id}" if logged else registry.log_model(run_id, state.model)
+        uri = f"models:/{logged[0].model_id}" if logged else servable.log_model(run_id, state.model)
         split = f"{validation[IMAGES]} images of {state.data_sha256[:16]}"
         registry.register(store, config, run_id, uri, validation[CHAMPION_METRIC], split)
         store.set_tags(run_id, provenance(state, dirty=bool(diff)))  # last, because the key marks a whole run
@@ -152,3 +152,23 @@ def record_quality(params: Path, quality: Path, picture: Path, root: Path) -> li
                 log_picture(store, run_id, f"quality_{picture.stem}", picture)
                 store.set_tags(run_id, {Tag.QUALITY: digest})  # last, because it marks that the quality is whole
     return [run.info.run_id for run in runs]
+
+
+def record_serving(params: Path, run_id: str, root: Path) -> None:
+    """Logs the model of a run again, with the present code of serving/, and registers it as a new version.
+    Raises InputError if the store cannot be reached or written, if it has no whole run with this id, or if the present
+    code cannot answer with this model."""
+    store = Store(root, load(params).track.experiment)
+    with store_errors(store.uri), store_lock(root), tempfile.TemporaryDirectory() as scratch:
+        sha256_of_model = store.run_tags(run_id, Tag.KEY, Tag.MODEL)[Tag.MODEL]
+        hashes, text = store.recorded(run_id, "hashes.json", "params.yaml")
+        name = next(name for name, digest in json.loads(hashes).items() if digest == sha256_of_model)
+        servable.check(model := Path(store.download_artifacts(run_id, name, scratch)))
+        mlflow.set_tracking_uri(store.uri)
+        mlflow.set_experiment(experiment_id=store.experiment.experiment_id)
+        uri = servable.log_model(run_id, model)
+        if versions := store.search_model_versions(f"run_id = '{run_id}'"):
+            registry.register_again(store, versions, uri)
+        else:
+            value = store.get_run(run_id).data.metrics[CHAMPION_METRIC]
+            registry.register(store, parse(text, Path(f"{run_id}/params.yaml")), run_id, uri, value)

@@ -1,60 +1,13 @@
-"""The servable model: how it is logged, how it is registered, and which version is the champion."""
+"""The registered models: one for each data set and kind of pixels, and which version is the champion."""
 
-import json
-import shutil
-import tempfile
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any
-
-from mlflow import MlflowClient, pyfunc
-from mlflow.models import Model
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
 
 from vae.params import Params
+from vae.tracking import servable
 from vae.tracking.store import CHAMPION_METRIC
 
 CHAMPION, SPLIT = "champion", "validation_split"
-REQUIREMENTS = ("mlflow", "numpy", "pydantic", "pyyaml", "safetensors", "torch")  # of the served model
-LIBRARY = Path(__file__).parents[1]
-NOT_SERVED = shutil.ignore_patterns("__pycache__", "evaluation", "runtime", "tracking")  # code that no answer needs
-
-
-class Servable:
-    """The pyfunc flavor, but it saves the input example without running it, which would import torch. Tests run it."""
-
-    @staticmethod
-    def save_model(path: str, mlflow_model: Model, example: list[dict[str, Any]], **options: Any) -> None:
-        """Fills the folder of the model. `Model.log` calls this."""
-        options.pop("validate_serving_input")  # an option that `Model.log` passes on
-        pyfunc.save_model(path, mlflow_model=mlflow_model, **options)
-        info = {
-            "artifact_path": "input_example.json",
-            "type": "json_object",
-            "serving_input_path": "serving_input.json",
-        }
-        for name, content in (("artifact_path", example), ("serving_input_path", {"inputs": example})):
-            (Path(path) / info[name]).write_text(json.dumps(content))
-        mlflow_model.saved_input_example_info = info
-        mlflow_model.save(str(Path(path) / "MLmodel"))
-
-
-def log_model(run_id: str, model: Path) -> str:
-    """Logs the servable model with its signature, input example and pinned requirements. Returns its URI."""
-    with tempfile.TemporaryDirectory() as folder:
-        library = shutil.copytree(LIBRARY, Path(folder, LIBRARY.name), ignore=NOT_SERVED)
-        return Model.log(
-            artifact_path=None,
-            name="model",
-            flavor=Servable,
-            flavor_name="pyfunc",
-            run_id=run_id,
-            validate_serving_input=False,
-            python_model=library / "serving/requests.py",
-            artifacts={"model": str(model)},
-            code_paths=[str(library)],
-            example=[{"task": "generate", "n": 1, "seed": 0}],
-            pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
-        ).model_uri
 
 
 def registered_name(config: Params) -> str:
@@ -72,8 +25,7 @@ def register(client: MlflowClient, config: Params, run_id: str, uri: str, value:
     champion = client.get_registered_model(name).aliases.get(CHAMPION)
     present = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
     scored = {CHAMPION_METRIC: repr(value), SPLIT: split}
-    model_id = uri.rpartition("/")[2]  # an MLflow server requires model_id; a database does not
-    new = present[0] if present else client.create_model_version(name, uri, run_id, scored, model_id=model_id)
+    new = present[0] if present else create_version(client, name, uri, run_id, scored)
     tags, better = client.get_model_version(name, champion).tags if champion else {}, champion is None
     if champion is None:
         verdict = "it is the first champion"
@@ -89,3 +41,21 @@ def register(client: MlflowClient, config: Params, run_id: str, uri: str, value:
     if better:
         client.set_registered_model_alias(name, CHAMPION, new.version)
     print(f"registered {name} version {new.version}: {CHAMPION_METRIC} {value:.2f}; {verdict}")
+
+
+def create_version(client: MlflowClient, name: str, uri: str, run_id: str | None, tags: dict[str, str]) -> ModelVersion:
+    """Registers a logged model under a name."""
+    model_id = uri.rpartition("/")[2]  # an MLflow server requires model_id; a database does not
+    return client.create_model_version(name, uri, run_id, tags, model_id=model_id, description=servable.DESCRIPTION)
+
+
+def register_again(client: MlflowClient, versions: list[ModelVersion], uri: str) -> None:
+    """Registers the model of a run that has these versions once more. The new version takes their tags and aliases."""
+    last, numbers = max(versions, key=lambda item: int(item.version)), {str(item.version) for item in versions}
+    new = create_version(client, last.name, uri, last.run_id, last.tags)
+    present = client.get_registered_model(last.name).aliases
+    aliases = [alias for alias, number in present.items() if str(number) in numbers]
+    for alias in aliases:
+        client.set_registered_model_alias(last.name, alias, new.version)
+    moved = "".join(f"; it is the {alias} now" for alias in aliases)
+    print(f"registered {last.name} version {new.version}: the model of version {last.version}, the present code{moved}")

@@ -11,7 +11,7 @@ The life of a run:
 A state whose stages came from the cache had no training, so its run begins at 2. A state that already has a whole run
 keeps it, and `track` deletes a run that a training opened on the way to that state."""
 
-from vae.runtime import checkpoint
+from vae.runtime import checkpoint, network
 from vae.runtime.repository import state_folder
 
 import os
@@ -79,7 +79,7 @@ def store_errors(uri: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.filename is not None:
             raise
-        reason = " ".join(str(error).split())[:300]
+        reason = network.fault(error, uri) or " ".join(str(error).split())[:300]
         raise InputError(f"MLflow store {uri}: {reason}; check MLFLOW_TRACKING_URI") from error
 
 
