@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from vae import data, device, model
+from vae.errors import InputError
 from vae.evaluation import metrics, plots
 from vae.params import load
 
@@ -28,11 +29,15 @@ def main(params: Path, data_folder: Path, model_file: Path, *, result: Path, pic
     precision = device.precision(config.evaluate.precision, where)
     with cores.turn(config.train.threads), device.autocast(where, precision):
         values = metrics.evaluate(vae, grey, train, config.evaluate)
-    files.write_json(result, values | {"device": where.type, "precision": precision})
+    if doubt := metrics.doubt(values):
+        raise InputError(f"{result} is not written: {doubt}")
+    described = {"data": config.data.name, "binarization": config.data.binarization}  # nats of others do not compare
+    files.write_json(result, values | described | {"device": where.type, "precision": precision})
     draw(vae, data.unit(grey), test.labels, pictures)
     print(
         f"neg-ELBO {values['neg_elbo_nats']:.2f} nats, NLL <= {values['nll_iw_nats']:.2f} "
-        f"(K={values['importance_samples']}), {values['active_units']} active latents"
+        f"(K={values['importance_samples']}), {values['active_units']} active latents, {values['test_images']} test "
+        f"images of {config.data.name}"
     )
 
 

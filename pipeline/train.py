@@ -4,7 +4,7 @@ from vae.runtime import command, live
 
 OBSERVER = live.start()  # before the imports below, so that mlflow is imported there while torch is imported here
 
-from vae.runtime import checkpoint, cores, files, repository
+from vae.runtime import checkpoint, cores, files, machine, repository
 
 import sys
 import time
@@ -37,9 +37,9 @@ def main(config_path: Path, data_folder: Path, *, model: Path, curves: Path, val
 
     sections = config.model_dump_json(include=set(params.TRAINING))
     key = checkpoint.training_key(sections, [*data_folder.iterdir(), Path(__file__)])
-    root = repository.main_repository()
+    root, here = repository.main_repository(), machine.describe(config.train.threads, where.type)
     with checkpoint.checkpoint(root, key) as saved:
-        with live.follow(OBSERVER, config_path, root, key, saved.own) as feed:
+        with live.follow(OBSERVER, config_path, root, key, saved.own, here) as feed:
             records = run_epochs(state, split, config, saved, feed)
             files.write_csv(curves, training.COLUMNS, map(astuple, records))
             # The figure by which sweeps are sorted, and the images that it is measured on.

@@ -23,7 +23,7 @@ VALIDATION_SEED = 0  # fixed, so that trainings of all seeds are compared on the
 VALIDATION_STREAMS: tuple[Purpose, ...] = ("validation pixels", "validation posterior")
 STREAMS: tuple[Purpose, ...] = ("order", "augmentation", "pixels", "posterior")
 DECODED_AT_ONCE = 2048  # samples of z
-COLLAPSED_NATS = 1.0  # a lower rate is too little to tell three kinds of images apart
+COLLAPSED_NATS = math.log(10)  # a lower rate is too little to tell ten kinds of images apart
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def collapse(record: Record) -> str | None:
     if record.rate_nats >= COLLAPSED_NATS:
         return None
     return (
-        f"the latents carry {record.rate_nats:.2f} nats, so all images are decoded alike; lower train.learning_rate or "
+        f"the latents carry {record.rate_nats:.2f} nats, too few to tell ten kinds of images apart; lower train.learning_rate or "
         "train.muon_learning_rate, or raise train.warmup_steps or train.kl_warmup_epochs"
     )
 

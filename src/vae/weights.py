@@ -35,13 +35,13 @@ def load(path: Path, schema: type[Config], build: Callable[[Config], Network], r
         raise InputError(f"{path}: no such {kind}; {remedy}")
     try:
         with safe_open(path, framework="pt", device=device) as file:
-            described = json.loads((file.metadata() or {})[kind])
+            described = dict(json.loads((file.metadata() or {})[kind]))
             described.pop(TRAINED, None)
             config = schema.model_validate(described)
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         network = build(config).to(device)
         network.load_state_dict(weights)
-    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: not a {kind} of this project ({reason}); {remedy}") from error
     return network.eval()

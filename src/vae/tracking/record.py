@@ -12,6 +12,7 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Run
 from PIL import Image
+from safetensors import safe_open
 
 from vae.errors import InputError
 from vae.params import NOT_IN_PIPELINE, leaves, load, parse
@@ -92,9 +93,17 @@ def provenance(state: State, dirty: bool) -> dict[str, str]:
         "mlflow.source.name": SOURCE,
         Tag.EXPERIMENT: experiment,
         Tag.EXPERIMENTS: experiment,
+        **trained_on(state.model),
         Tag.BASELINE: os.environ.get("DVC_EXP_BASELINE_REV", ""),
     }
     return {name: value for name, value in tags.items() if value}
+
+
+def trained_on(model: Path) -> dict[str, str]:
+    """The device and the precision that a model file names. Empty for a file that names none."""
+    with safe_open(model, framework="numpy") as file:
+        described = json.loads((file.metadata() or {}).get("model", "{}"))
+    return {f"model.{name}": value for name, value in described.get("trained", {}).items()}
 
 
 def dataset_input(state: State) -> DatasetInput:
