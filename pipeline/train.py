@@ -4,7 +4,7 @@ from vae.runtime import command, live
 
 OBSERVER = live.start()  # before the imports below, so that mlflow is imported there while torch is imported here
 
-from vae.runtime import checkpoint, cores, files, machine, repository
+from vae.runtime import checkpoint, cores, files, machine, progress, repository
 
 import sys
 import time
@@ -12,7 +12,6 @@ from dataclasses import asdict, astuple
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from vae import data, device, params, streams, training
 from vae.model import VAE
@@ -69,10 +68,11 @@ def run_epochs(
         records = [training.Record(*row) for row in resumed["records"]]
         print(f"resuming after epoch {state.epoch}")
     epochs = training.fit(state, *split, config.data.binarization)
-    with tqdm(total=state.schedule.epochs, initial=state.epoch, unit="epoch", disable=None) as bar:
+    with progress.Bar(state.schedule.epochs, state.schedule.relative_cost) as bar:
         while state.epoch < state.schedule.epochs:
             with cores.turn(config.train.threads):
                 started = time.monotonic()
+                state.after_step = bar.start(state.epoch)
                 record = next(epochs)
                 seconds = time.monotonic() - started
             records.append(record)
@@ -80,8 +80,7 @@ def run_epochs(
             feed.log(asdict(record), seconds)
             if record.epoch.bit_count() == 1:  # 1, 2, 4, 8, ...: pictures get rarer as training slows down
                 feed.show(record.epoch, digits(state.model, config.train.seed))
-            bar.set_postfix_str(f"ELBO {-record.train_neg_elbo_nats:.2f}, validation {-record.val_neg_elbo_nats:.2f}")
-            bar.update()
+            bar.end(f"neg-ELBO {record.train_neg_elbo_nats:.2f}, validation {record.val_neg_elbo_nats:.2f}", seconds)
     return records
 
 

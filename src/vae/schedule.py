@@ -11,6 +11,9 @@ def kl_weight(config: Train, epoch: float) -> float:
     return min(1.0, epoch / config.kl_warmup_epochs) if config.kl_warmup_epochs else 1.0
 
 
+PRIOR_COST = 1 / 3  # of an epoch of the prior alone; measured with the default
+
+
 @dataclass(frozen=True)
 class Step:
     """The settings of one step of a training."""
@@ -32,6 +35,11 @@ class Schedule:
         self.config = config
         self.fitting_epochs = config.epochs + (config.prior_epochs if learned_prior else 0)
         self.epochs = self.fitting_epochs + config.refine_epochs
+
+    def relative_cost(self, epoch: int) -> float:
+        """About how long an epoch takes, compared with the first. Without it no remaining time can be told."""
+        step = self._at(epoch, 1)
+        return PRIOR_COST if step.prior_alone else step.samples / self.config.importance_samples
 
     def of_epoch(self, epoch: int, steps: int) -> list[Step]:
         """The steps of an epoch. Epochs are counted from 0 and have `steps` steps each."""

@@ -1,7 +1,7 @@
 """Fitting a VAE: a generator that yields one record per epoch."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +90,7 @@ class Fit:
         self.streams = {name: streams.stream(config.seed, name, self.device) for name in STREAMS}
         self.epoch = 0
         self.distortion = math.nan  # of the last epoch that trained the networks
+        self.after_step: Callable[[int, int], None] = lambda _step, _steps: None  # called with the step of the epoch
 
     @property
     def optimizers(self) -> list[Optimizer]:
@@ -146,7 +147,7 @@ class Fit:
         batches = order.split(self.config.batch_size)
         steps = self.schedule.of_epoch(self.epoch, len(batches))
         total = torch.zeros((), device=train.device)
-        for now, batch in zip(steps, batches, strict=True):
+        for done, (now, batch) in enumerate(zip(steps, batches, strict=True), start=1):
             moved = augmentation.augment(train[batch], now.moved, self.streams["augmentation"])
             x = inputs(moved, binarization, self.streams["pixels"])
             self.model.zero_grad(set_to_none=True)
@@ -161,6 +162,7 @@ class Fit:
             for optimizer in self.prior_optimizers:
                 optimizer.step(now.prior_share)
             total = total + terms * len(batch)
+            self.after_step(done, len(batches))
         return total.double() / len(train), steps[-1].network_share
 
     def run_epoch(self, train: Tensor, validation: Tensor, binarization: str) -> Record:
