@@ -1,68 +1,206 @@
-"""`make doctor`: finds runs and experiments that DVC and MLflow do not both know, and repairs what can be repaired."""
+"""`make doctor`: says in one line for each thing what is wrong and how to mend it, and mends what it can.
+It checks git, the environment, the store, the links between DVC and MLflow, and the machine. The exit code is 1 if
+something is left to mend."""
 
-from vae.runtime import checkpoint, command, repository
+from vae.runtime import checkpoint, command, cores, repository
 
+import shutil
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NamedTuple
 
 from mlflow.entities import Run
+from packaging.requirements import Requirement
 
+import vae
 from vae.errors import InputError
 from vae.params import load
+from vae.tracking import worktree
 from vae.tracking.experiments import Experiment, experiments, record_again
 from vae.tracking.store import Store, Tag, experiment_names
 
+LEAST_BYTES = 2 << 30  # free space for the cache, the runs and a checkpoint
+
+
+class Finding(NamedTuple):
+    """A line of the doctor."""
+
+    text: str  # what is wrong, and how to mend it
+    left: bool = True  # False for a note, and for what was mended just now
+
+
+@dataclass(frozen=True)
+class Here:
+    """The project that is examined, and whether to mend it."""
+
+    params: Path
+    result: Path
+    mend: bool
+
+    @cached_property
+    def root(self) -> Path:
+        """The folder of the project. The store is in `repository.main_repository()`."""
+        return Path().resolve()
+
+    @cached_property
+    def store(self) -> Store:
+        """The store of the runs. Raises InputError if it cannot be reached."""
+        return Store(repository.main_repository(), load(self.params).track.experiment)
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """All runs of the store."""
+        return self.store.find()
+
+    @cached_property
+    def known(self) -> list[Experiment]:
+        """All experiments of DVC."""
+        return experiments(self.root, self.result)
+
 
 def main(params: Path, result: Path, mend: bool) -> None:
-    root = Path().resolve()
-    store = Store(root, load(params).track.experiment)
-    runs, known = store.find(), experiments(root, result)
-    left = stuck(store, runs, mend) + unrecorded(root, runs, known, mend)
-    orphans(runs, known)
-    print(f"{len(runs)} runs, {len(known)} experiments: {left or 'nothing'} to mend")
+    here, said, left = Here(params, result, mend), set[str](), 0
+    for name, checks in CHECKS.items():
+        found = [finding for check in checks for finding in examined(check, here) if finding.text not in said]
+        said |= {finding.text for finding in found}
+        left += sum(finding.left for finding in found)
+        for line in [finding.text for finding in found] or ["ok"]:
+            print(f"{name}: {line}")
+    print(f"{left or 'nothing'} to mend")
     sys.exit(1 if left else 0)
 
 
-def stuck(store: Store, runs: list[Run], mend: bool) -> int:
+def examined(check: Callable[[Here], Iterator[Finding]], here: Here) -> Iterator[Finding]:
+    """The findings of a check. An error that ends it is one of them."""
+    try:
+        yield from check(here)
+    except InputError as error:
+        yield Finding(str(error))
+
+
+def git(here: Here) -> Iterator[Finding]:
+    """Whether git works here, and has what DVC needs from it."""
+    worktree.git("cat-file", "-e", "HEAD:./dvc.yaml")
+    settings = [name for name in ("user.name", "user.email") if not worktree.setting(name)]
+    if settings:
+        commands = " and ".join(f'`git config --global {name} "..."`' for name in settings)
+        yield Finding(f"no {' and no '.join(settings)}, which `dvc exp run` needs; {commands}")
+    if repository.is_shallow(here.root):
+        yield Finding(
+            "a shallow clone, in which DVC loses queued and temporary experiments; `git fetch --unshallow`",
+        )
+    if unmerged := worktree.unmerged():
+        yield Finding(
+            f"an unfinished merge of {', '.join(unmerged)}; resolve code and params.yaml by hand, "
+            "then `dvc repro`, `git add --update` and `git commit`"
+        )
+
+
+def linked_work_tree(here: Here) -> Iterator[Finding]:
+    """A linked work tree (`git worktree add`) needs the cache of the main one: experiments are known in both."""
+    main = repository.main_work_tree(here.root)
+    if worktree.cache(main) != worktree.cache(here.root):
+        if here.mend:
+            worktree.share_cache(main, here.root)
+        yield Finding(
+            f"DVC's cache is not the one of the main work tree, {worktree.cache(main)}; "
+            f"{'it is now' if here.mend else '`make doctor MEND=1` sets it'}",
+            not here.mend,
+        )
+
+
+def environment(here: Here) -> Iterator[Finding]:
+    """Whether the commands of the stages get the packages of requirements.lock and the code of this folder."""
+    lines = (here.root / "requirements.lock").read_text().splitlines()
+    wanted = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    needed = [item for item in wanted if not item.marker or item.marker.evaluate()]
+    if lacking := [f"{item.name}{item.specifier}" for item in needed if installed(item.name) not in item.specifier]:
+        yield Finding(f"not installed: {', '.join(lacking)}; `rm .venv/installed && make setup`")
+    if (used := Path(str(vae.__file__)).resolve().parent) != here.root / "src/vae":
+        yield Finding(f"`import vae` takes {used}, not src/vae; `rm .venv/installed && make setup`")
+    for name in ("python", "dvc", "mlflow"):
+        found = shutil.which(name)
+        if not found or Path(found).parent != Path(sys.executable).parent:
+            yield Finding(f"`{name}` is {found}, which is not in this environment; `source .venv/bin/activate`")
+
+
+def installed(name: str) -> str:
+    """The version of a package, or 0 if it is not installed."""
+    with suppress(PackageNotFoundError):
+        return version(name)
+    return "0"
+
+
+def stuck(here: Here) -> Iterator[Finding]:
     """Runs that are RUNNING although no training holds their lock.
     A run that only waits for `track` may be ended too: `track` completes it all the same."""
-    here = repository.address(store.root)  # other repositories may share the store
-    open_runs = [run for run in runs if run.info.status == "RUNNING" and run.data.tags.get(Tag.PLACE, here) == here]
-    found = [run for run in open_runs if not checkpoint.is_held(store.root, run.data.tags.get(Tag.TRAINING, ""))]
-    for run in found:
-        if mend:
-            store.set_terminated(run.info.run_id, "KILLED")
-        print(f"{run.info.run_name} ({run.info.run_id}): RUNNING, but nothing trains{'; ended as KILLED' * mend}")
-    return 0 if mend else len(found)
-
-
-def unrecorded(root: Path, runs: list[Run], known: list[Experiment], mend: bool) -> int:
-    """Experiments whose run is not in this store. Their files are recorded again from DVC's cache."""
-    ids = {run.info.run_id for run in runs}
-    names = {name for run in runs for name in experiment_names(run)}
-    left = [item for item in known if item.run_id not in ids and item.name not in names]
-    for item in list(left):
-        print(f"experiment {item.name} ({item.revision[:7]}): no run in this store{'; recording it' * mend}")
-        if mend:
-            try:
-                record_again(root, item)
-                left.remove(item)
-            except InputError as error:
-                print(f"  not recorded: {error}")
-    return len(left)
-
-
-def orphans(runs: list[Run], known: list[Experiment]) -> None:
-    """Names the runs whose experiment DVC no longer has. Nothing is lost, because each can be run again."""
-    names, recorded = {item.name for item in known}, {item.run_id for item in known}
-    for run in runs:
-        gone = experiment_names(run) - names
-        if gone and run.info.run_id not in recorded and not experiment_names(run) & names:
-            print(
-                f"{run.info.run_name} ({run.info.run_id}): DVC has no experiment {', '.join(sorted(gone))}; "
-                f"`make reproduce RUN={run.info.run_id}` runs it again"
+    place = repository.address(here.store.root)  # other repositories may share the store
+    for run in here.runs:
+        if run.info.status != "RUNNING" or run.data.tags.get(Tag.PLACE, place) != place:
+            continue
+        if not checkpoint.is_held(here.store.root, run.data.tags.get(Tag.TRAINING, "")):
+            if here.mend:
+                here.store.set_terminated(run.info.run_id, "KILLED")
+            done = "ended as KILLED" if here.mend else "`make doctor MEND=1` ends it"
+            yield Finding(
+                f"{run.info.run_name} ({run.info.run_id}): RUNNING, but nothing trains; {done}", not here.mend
             )
 
+
+def unrecorded(here: Here) -> Iterator[Finding]:
+    """Experiments whose run is not in this store. Their files are recorded again from DVC's cache."""
+    ids = {run.info.run_id for run in here.runs}
+    names = {name for run in here.runs for name in experiment_names(run)}
+    for item in here.known:
+        if item.run_id in ids or item.name in names:
+            continue
+        text = f"experiment {item.name} ({item.revision[:7]}): no run in this store"
+        if not here.mend:
+            yield Finding(f"{text}; `make doctor MEND=1` records it")
+            continue
+        try:
+            record_again(here.root, item)
+            yield Finding(f"{text}; recorded", left=False)
+        except InputError as error:
+            yield Finding(f"{text}; not recorded: {error}")
+
+
+def orphans(here: Here) -> Iterator[Finding]:
+    """Runs whose experiment DVC no longer has. Nothing is lost, because each can be run again."""
+    names, recorded = {item.name for item in here.known}, {item.run_id for item in here.known}
+    for run in here.runs:
+        gone = experiment_names(run) - names
+        if gone and run.info.run_id not in recorded and not experiment_names(run) & names:
+            yield Finding(
+                f"{run.info.run_name} ({run.info.run_id}): DVC has no experiment {', '.join(sorted(gone))}; "
+                f"`make reproduce RUN={run.info.run_id}` runs it again",
+                left=False,
+            )
+    yield Finding(f"{len(here.runs)} runs, {len(here.known)} experiments", left=False)
+
+
+def machine(here: Here) -> Iterator[Finding]:
+    """Whether the machine has the room and the cores that params.yaml asks for."""
+    if (free := shutil.disk_usage(here.root).free) < LEAST_BYTES:
+        yield Finding(f"{here.root}: {free >> 20} MB are free, and {LEAST_BYTES >> 20} MB are needed; make room")
+    threads, usable = load(here.params).train.threads, len(cores.usable())
+    if threads > usable:
+        yield Finding(f"train.threads is {threads}, but {usable} cores can be used; lower it in {here.params}", False)
+
+
+# Each part of the report has its checks, in this order. A check yields its findings, or nothing.
+CHECKS: dict[str, tuple[Callable[[Here], Iterator[Finding]], ...]] = {
+    "git": (git, linked_work_tree),
+    "environment": (environment,),
+    "store": (stuck,),
+    "links": (unrecorded, orphans),
+    "machine": (machine,),
+}
 
 if __name__ == "__main__":
     command.run(main)

@@ -5,6 +5,7 @@ from vae.runtime.files import files_below, sha256
 
 import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from PIL import Image
 from vae.errors import InputError
 from vae.params import NOT_IN_PIPELINE, leaves, load
 from vae.tracking import registry, worktree
-from vae.tracking.state import State, read_curves
+from vae.tracking.changes import Changes, uncommitted_changes
+from vae.tracking.state import State, dependencies, read_curves
 from vae.tracking.store import CHAMPION_METRIC, SOURCE, Store, Tag, experiment_names, store_errors, store_lock
 
 FINAL_STEP = 0  # of test metrics and pictures, because the UI compares runs at equal steps
@@ -46,7 +48,7 @@ def add_experiment(store: Store, run: Run) -> None:
 def _write(store: Store, state: State) -> str:
     """Completes the open run of this model's training, or writes a new one.
     Continues an interrupted attempt without logging anything twice."""
-    config, diff = state.config, worktree.uncommitted_changes(state.outputs)
+    config, changes = state.config, uncommitted_changes(state.outputs, dependencies(Path("dvc.lock")))
     name = os.environ.get("DVC_EXP_NAME") or f"{config.data.name}-{state.key[:7]}"
     found = store.to_complete(state.model_sha256, state.key)
     mlflow.set_tracking_uri(store.uri)
@@ -66,11 +68,11 @@ def _write(store: Store, state: State) -> str:
         final = {name: float(value) for name, value in evaluation.items() if not isinstance(value, str)}
         store.log_metrics(run_id, [(FINAL_STEP, final)] if not final.keys() & run.data.metrics.keys() else [])
         store.log_inputs(run_id, [dataset_input(state)])
-        log_files(store, run_id, state, diff)
+        log_files(store, run_id, state, changes)
         logged = run.outputs.model_outputs if run.outputs else []
         uri = f"models:/{logged[0].model_id}" if logged else registry.log_model(run_id, state.model)
         registry.register(store, config, run_id, uri, curves[-1][1][CHAMPION_METRIC])
-        store.set_tags(run_id, provenance(state, dirty=bool(diff)))  # last, because the key marks a whole run
+        store.set_tags(run_id, provenance(state, dirty=bool(changes.diff)))  # last, because the key marks a whole run
         store.delete_tag(run_id, Tag.PENDING)
     store.discard_live(state.model_sha256)  # a run of the same training that a repeated request created
     return run_id
@@ -103,7 +105,7 @@ def dataset_input(state: State) -> DatasetInput:
     )
 
 
-def log_files(client: MlflowClient, run_id: str, state: State, diff: bytes) -> None:
+def log_files(client: MlflowClient, run_id: str, state: State, changes: Changes) -> None:
     """Logs the pictures, as images that the UI compares and as files, and everything that a reproduction needs."""
     shown = {Path(item.path).name for item in client.list_artifacts(run_id, "images")}
     for folder in (state.plots, state.samples):
@@ -118,9 +120,13 @@ def log_files(client: MlflowClient, run_id: str, state: State, diff: bytes) -> N
         if path.is_file():
             client.log_artifact(run_id, str(path))
     with tempfile.TemporaryDirectory() as scratch:
-        changes = Path(scratch) / "working-tree.diff"
-        changes.write_bytes(diff)
-        client.log_artifact(run_id, str(changes))
+        diff = Path(scratch) / "working-tree.diff"
+        diff.write_bytes(changes.diff)
+        client.log_artifact(run_id, str(diff))
+    if changes.needed or changes.others:
+        client.log_dict(run_id, {"needed": changes.needed, "others": changes.others}, "left-out.json")
+    for name, reason in changes.needed.items():
+        print(f"warning: {name} is not in the record, and a stage may need it: {reason}", file=sys.stderr)
     client.log_dict(run_id, state.output_hashes(), "hashes.json")
 
 

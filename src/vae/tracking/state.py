@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from vae.params import NOT_IN_PIPELINE, Params, load
 
 CURVE_NAMES = {"rate_nats": "train_rate_nats", "distortion_nats": "train_distortion_nats"}
@@ -64,6 +66,12 @@ class State:
     def output_hashes(self) -> dict[str, str]:
         """The SHA-256 of every file that a reproduction must make again."""
         return {str(path): digest for path, digest in self.hashes.items() if not path.is_relative_to(self.data)}
+
+
+def dependencies(lock: Path) -> set[str]:
+    """The files and folders on which the stages in a dvc.lock depend. Empty if there is no such file."""
+    stages = yaml.safe_load(lock.read_text())["stages"] if lock.is_file() else {}
+    return {item["path"] for stage in stages.values() for item in stage.get("deps", [])}
 
 
 def curve_point(row: dict[str, Any]) -> tuple[int, dict[str, float]]:
