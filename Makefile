@@ -7,22 +7,32 @@ SHELL := bash
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
-MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
+MLFLOW_TRACKING_URI ?= sqlite:///$(shell .venv/bin/python -m vae.runtime.repository)/mlflow.db
+
+# DVC commits experiments. If git has no name and address for commits, the commits of DVC get these.
+IDENTITY := git config user.name > /dev/null && git config user.email > /dev/null || \
+  export GIT_COMMITTER_NAME=vae-pipeline GIT_COMMITTER_EMAIL=vae-pipeline@localhost
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 # Repeated only if the lock file or the metadata of the package has changed.
 .venv/installed: requirements.lock pyproject.toml
+	@said="$$(LC_ALL=C git cat-file -e HEAD:./dvc.yaml 2>&1)" && exit; set -f; \
+	case "$$said" in *safe.directory*) ;; *) said="$$said; DVC needs git and a clone: use \`git clone\`, or make this \
+	folder a repository with \`git init && git add --all && git commit -m start\`" ;; esac; \
+	echo "error:" $$said >&2; exit 1
 	$(PYTHON) -m venv --clear .venv
+	@echo '$(IDENTITY)' >> .venv/bin/activate
 	python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@python -m vae.tracking.worktree
 	touch $@
 
 setup: .venv/installed  ## install requirements.lock into .venv
 
 run: setup  ## the whole pipeline: dvc repro on MNIST, or on the bundled digits if no mirror answers
-	@python tools/reachable.py params.yaml data && answer=0 || answer=$$?; \
+	@$(IDENTITY); python tools/reachable.py params.yaml data && answer=0 || answer=$$?; \
 	case $$answer in \
 	0) dvc repro ;; \
 	3) dvc exp run -S data.name=digits -S train.batch_size=64 -S train.epochs=60 -S train.augmentation=0.8 ;; \
@@ -53,8 +63,8 @@ ui: setup  ## the MLflow UI on the project's store
 which: setup  ## NAME=...: the run of this experiment, or the experiment of this run
 	@python tools/which.py params.yaml metrics/mlflow.json "$(NAME)"
 
-doctor: setup  ## find runs and experiments that have lost each other; MEND=1 repairs them
-	@python tools/doctor.py params.yaml metrics/mlflow.json $(if $(MEND),--mend)
+doctor: setup  ## what is wrong with git, environment, store, links and machine; MEND=1 mends what it can
+	@$(IDENTITY); python tools/doctor.py params.yaml metrics/mlflow.json $(if $(MEND),--mend)
 
 reproduce: setup  ## RUN=...: run a recorded MLflow run again from scratch, and compare every file
 	@python tools/reproduce.py params.yaml "$(RUN)"

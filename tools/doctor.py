@@ -4,6 +4,7 @@ something is left to mend."""
 
 from vae.runtime import checkpoint, command, cores, repository
 
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -86,10 +87,11 @@ def examined(check: Callable[[Here], Iterator[Finding]], here: Here) -> Iterator
 def git(here: Here) -> Iterator[Finding]:
     """Whether git works here, and has what DVC needs from it."""
     worktree.git("cat-file", "-e", "HEAD:./dvc.yaml")
-    settings = [name for name in ("user.name", "user.email") if not worktree.setting(name)]
-    if settings:
-        commands = " and ".join(f'`git config --global {name} "..."`' for name in settings)
-        yield Finding(f"no {' and no '.join(settings)}, which `dvc exp run` needs; {commands}")
+    if absent := [name for name in ("user.name", "user.email") if not worktree.setting(name)]:
+        commands = " and ".join(f'`git config --global {name} "..."`' for name in absent)
+        stand_in = os.environ.get("GIT_COMMITTER_NAME")
+        known = f"the commits of DVC are by {stand_in}" if stand_in else "`dvc exp run` needs it"
+        yield Finding(f"no {' and no '.join(absent)}: {known}; {commands}", left=not stand_in)
     if repository.is_shallow(here.root):
         yield Finding(
             "a shallow clone, in which DVC loses queued and temporary experiments; `git fetch --unshallow`",

@@ -12,7 +12,7 @@ from vae.errors import InputError
 from vae.params import load
 from vae.tracking import reproduction
 from vae.tracking.store import Store, Tag
-from vae.tracking.worktree import worktree
+from vae.tracking.worktree import place, worktree
 
 
 def main(params: Path, run: str) -> None:
@@ -30,7 +30,7 @@ def main(params: Path, run: str) -> None:
         reproduction.rerun(folder)
         different = reproduction.compare(folder, hashes, recorded)
     print("reproduced: every file is the same" if not different else f"{different} of {len(hashes)} files differ")
-    print(f"the work tree stays; `rm -rf {shlex.quote(str(folder))}` removes it")
+    print(f"the work tree stays; `rm -rf {shlex.quote(str(place(root, run)))}` removes it")
     sys.exit(1 if different else 0)
 
 

@@ -59,12 +59,14 @@ def uncommitted_changes(outputs: Iterable[Path], dependencies: Iterable[str]) ->
         refused = {name: reason for name in changed | new if (reason := refusal(name))}
         excluded = [f":(exclude,literal){name}" for name in sorted(refused)]
         diff = git("diff", *PLAIN, "HEAD", *here, *excluded, environment=index)
-    left_out = dict.fromkeys(unknown - new, NEW) | refused
+    left_out = {name: refusal(name) or NEW for name in unknown - new} | refused
     needed = {name for name in left_out if is_below(name, deps) or is_code(name, deps)}
-    folders_left_out = names("ls-files", "-z", "--others", "--exclude-standard", "--directory", *here)
-    others = shortened(left_out.keys() - needed, {name for name in folders_left_out if name.endswith("/")}, unknown)
+    whole = names("ls-files", "-z", "--others", "--exclude-standard", "--directory", *here)
+    others = shortened(left_out.keys() - needed, {name for name in whole if name.endswith("/")}, unknown)
     return Changes(
-        diff, {name: left_out[name] for name in sorted(needed)}, {name: left_out.get(name, NEW) for name in others}
+        diff,
+        {name: left_out[name] for name in sorted(needed)},
+        {name: left_out.get(name) or refusal(name) or NEW for name in others},
     )
 
 
@@ -96,6 +98,6 @@ def shortened(left_out: set[str], folders: set[str], unknown: set[str]) -> list[
     """The names of files, with a folder in place of its files if all of them are left out."""
     for folder in folders:
         inside = {name for name in unknown if name.startswith(folder)}
-        if inside <= left_out:
+        if inside and inside <= left_out:
             left_out = left_out - inside | {folder}
     return sorted(left_out)

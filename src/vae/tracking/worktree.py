@@ -1,5 +1,7 @@
 """Git and DVC as commands, and separate work trees of a commit."""
 
+from vae.runtime.repository import main_work_tree
+
 import os
 import re
 import shutil
@@ -75,12 +77,17 @@ def unmerged() -> list[str]:
     return sorted(names("diff", "--name-only", "--relative", "--diff-filter=U", "-z"))
 
 
+def place(root: Path, name: str) -> Path:
+    """The folder of the work tree of this name."""
+    return root / ".dvc" / "tmp" / "worktrees" / name
+
+
 @contextmanager
 def worktree(root: Path, name: str, commit: str, keep: bool) -> Iterator[Path]:
     """The project of `root` in a work tree of `commit`. It shares the objects of git and the cache of DVC with `root`.
     It is a repository of its own, so that the user's tree, hooks and settings have no part in it.
     Raises InputError if another process uses the work tree of this name, or the commit is not in the repository."""
-    folder = root / ".dvc" / "tmp" / "worktrees" / name
+    folder = place(root, name)
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         held = FileLock(f"{folder}.lock", blocking=False).acquire()
@@ -115,4 +122,9 @@ def cache(root: Path) -> Path:
 
 def share_cache(root: Path, folder: Path) -> None:
     """Lets the project in `folder` use the DVC cache of the one in `root`."""
-    execute(["dvc", "cache", "dir", "--local", str(cache(root))], folder)
+    if (shared := cache(root)) != cache(folder):
+        execute(["dvc", "cache", "dir", "--local", str(shared)], folder)
+
+
+if __name__ == "__main__":  # a linked work tree shares the cache, as it shares the experiments
+    share_cache(main_work_tree(Path()), Path())
