@@ -17,26 +17,30 @@ from PIL import Image
 from vae.errors import InputError
 from vae.params import NOT_IN_PIPELINE, leaves, load
 from vae.tracking import registry, worktree
+from vae.tracking.address import shown, store_errors
 from vae.tracking.changes import Changes, uncommitted_changes
 from vae.tracking.state import State, dependencies, read_curves
-from vae.tracking.store import CHAMPION_METRIC, SOURCE, Store, Tag, experiment_names, store_errors, store_lock
+from vae.tracking.store import CHAMPION_METRIC, SOURCE, Store, Tag, experiment_names, store_lock
 
 FINAL_STEP = 0  # of test metrics and pictures, because the UI compares runs at equal steps
 
 
 def record(state: State, root: Path) -> str:
     """Makes this state of the pipeline one complete MLflow run, and returns its id.
-    If a finished run has the key of the state, it is kept, and the name of the experiment is added to it. Otherwise the
-    open run of the model's training is completed. If there is none, a new run is written, with curves from the file.
+    If a finished run has the key of the state, it is kept, and the name of the experiment is added to it. If it has
+    lost files, it gets them again. Otherwise the open run of the model's training is completed. If there is none, a new
+    run is written, with curves from the file.
     Raises InputError if the store cannot be reached or written."""
     store = Store(root, state.config.track.experiment)
     with store_errors(store.uri), store_lock(root):
-        for run in store.find({Tag.KEY: state.key}):
-            if run.info.status == "FINISHED":
+        finished = [run for run in store.find({Tag.KEY: state.key}) if run.info.status == "FINISHED"]
+        for run in finished:
+            if not (lost := store.lost(run)):
                 add_experiment(store, run)
                 store.discard_live(state.model_sha256)
                 return run.info.run_id
-        return _write(store, state)
+            print(f"MLflow run {run.info.run_id} has lost {', '.join(lost[:3])}{' and more' * (len(lost) > 3)}")
+        return _write(store, state, finished)
 
 
 def add_experiment(store: Store, run: Run) -> None:
@@ -45,19 +49,20 @@ def add_experiment(store: Store, run: Run) -> None:
         store.set_tags(run.info.run_id, {Tag.EXPERIMENTS: ",".join(sorted(experiment_names(run) | {name}))})
 
 
-def _write(store: Store, state: State) -> str:
-    """Completes the open run of this model's training, or writes a new one.
+def _write(store: Store, state: State, damaged: list[Run]) -> str:
+    """Completes a run of this state that has lost files, or the open run of this model's training, or a new one.
     Continues an interrupted attempt without logging anything twice."""
     config, changes = state.config, uncommitted_changes(state.outputs, dependencies(Path("dvc.lock")))
     name = os.environ.get("DVC_EXP_NAME") or f"{config.data.name}-{state.key[:7]}"
-    found = store.to_complete(state.model_sha256, state.key)
+    if damaged:
+        found, name = damaged[0], damaged[0].info.run_name
+        if Tag.QUALITY in found.data.tags:
+            store.delete_tag(found.info.run_id, Tag.QUALITY)  # `track_quality` must add its files again
+    else:
+        found = store.to_complete(state.model_sha256, state.key) or store.create_run(store.experiment.experiment_id)
     mlflow.set_tracking_uri(store.uri)
-    with mlflow.start_run(
-        run_id=found.info.run_id if found else None,
-        experiment_id=store.experiment.experiment_id,
-        run_name=name,
-        tags={Tag.PENDING: state.key, Tag.PLACE: repository.address(store.root)},
-    ) as run:
+    tags = {Tag.PENDING: state.key, Tag.PLACE: repository.address(store.root)}
+    with mlflow.start_run(found.info.run_id, run_name=name, tags=tags) as run:
         run_id = run.info.run_id
         store.update_run(run_id, name=name)
         curves, stored = read_curves(state.curves), store.epochs(run_id)
@@ -69,9 +74,9 @@ def _write(store: Store, state: State) -> str:
         store.log_metrics(run_id, [(FINAL_STEP, final)] if not final.keys() & run.data.metrics.keys() else [])
         store.log_inputs(run_id, [dataset_input(state)])
         log_files(store, run_id, state, changes)
-        logged = run.outputs.model_outputs if run.outputs else []
-        uri = f"models:/{logged[0].model_id}" if logged else registry.log_model(run_id, state.model)
+        uri = store.model_of(run) or registry.log_model(run_id, state.model)
         registry.register(store, config, run_id, uri, curves[-1][1][CHAMPION_METRIC])
+        add_experiment(store, found)
         store.set_tags(run_id, provenance(state, dirty=bool(changes.diff)))  # last, because the key marks a whole run
         store.delete_tag(run_id, Tag.PENDING)
     store.discard_live(state.model_sha256)  # a run of the same training that a repeated request created
@@ -80,7 +85,7 @@ def _write(store: Store, state: State) -> str:
 
 def provenance(state: State, dirty: bool) -> dict[str, str]:
     """The tags that link a run to git, to DVC, and to its files."""
-    commit, experiment = worktree.head(), os.environ.get("DVC_EXP_NAME", "")
+    commit = worktree.head()
     tags = {
         Tag.KEY: state.key,
         Tag.MODEL: state.model_sha256,
@@ -89,8 +94,7 @@ def provenance(state: State, dirty: bool) -> dict[str, str]:
         Tag.DIRTY: str(dirty).lower(),
         "mlflow.source.git.commit": commit,
         "mlflow.source.name": SOURCE,
-        Tag.EXPERIMENT: experiment,
-        Tag.EXPERIMENTS: experiment,
+        Tag.EXPERIMENT: os.environ.get("DVC_EXP_NAME", ""),
         Tag.BASELINE: os.environ.get("DVC_EXP_BASELINE_REV", ""),
     }
     return {name: value for name, value in tags.items() if value}
@@ -145,7 +149,7 @@ def record_quality(params: Path, quality: Path, picture: Path, root: Path) -> li
         runs = store.find({Tag.MODEL: values["model_sha256"]})
         if not runs:
             raise InputError(
-                f"MLflow store {store.uri}: no run of the model in {quality}; `dvc repro --force track` first"
+                f"MLflow store {shown(store.uri)}: no run of the model in {quality}; `dvc repro --force track` first"
             )
         for run in runs:
             if run.data.tags.get(Tag.QUALITY) != digest:
