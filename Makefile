@@ -1,6 +1,6 @@
 # Every target sets up .venv by itself; there is nothing to install or to activate first.
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-matrix lint deps ui setup which doctor reproduce leaderboard bounds bench
+.PHONY: help run test test-fast test-matrix lint deps ui setup which sync doctor reproduce leaderboard bounds bench
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 
@@ -62,6 +62,9 @@ ui: setup  ## the MLflow UI on the project's store
 
 which: setup  ## NAME=...: the run of this experiment, or the experiment of this run
 	@python tools/which.py params.yaml metrics/mlflow.json "$(NAME)"
+
+sync: setup  ## give the present state its MLflow run without running anything; REV=... a commit or experiment; DRY=1
+	@python tools/sync.py params.yaml metrics/mlflow.json "$(REV)" $(if $(DRY),--dry)
 
 doctor: setup  ## what is wrong with git, environment, store, links and machine; MEND=1 mends what it can
 	@$(IDENTITY); python tools/doctor.py params.yaml metrics/mlflow.json $(if $(MEND),--mend)

@@ -21,9 +21,12 @@ from packaging.requirements import Requirement
 import vae
 from vae.errors import InputError
 from vae.params import load
-from vae.tracking import worktree
-from vae.tracking.experiments import Experiment, experiments, record_again
-from vae.tracking.store import Store, Tag, experiment_names
+from vae.tracking import registry, worktree
+from vae.tracking.address import sqlite_file
+from vae.tracking.experiments import Experiment, experiments, recorded_run
+from vae.tracking.places import settle, strayed
+from vae.tracking.store import Store, Tag, commits, experiment_names
+from vae.tracking.sync import record_again, record_commit
 
 LEAST_BYTES = 2 << 30  # free space for the cache, the runs and a checkpoint
 
@@ -154,6 +157,64 @@ def stuck(here: Here) -> Iterator[Finding]:
             )
 
 
+def copied(here: Here) -> Iterator[Finding]:
+    """A store that was copied with its folder, so that its files, also new ones, are in the old folder."""
+    file = sqlite_file(here.store.uri)
+    for old in strayed(file, here.store.root) if file else []:
+        if here.mend and file:
+            settle(file, here.store.root, mend=True)
+        done = "new ones are kept here now" if here.mend else "`make doctor MEND=1` keeps new ones here"
+        yield Finding(f"the files of the store are in {old}, of which this folder is a copy; {done}", not here.mend)
+
+
+def damaged(here: Here) -> Iterator[Finding]:
+    """Runs whose files were deleted or damaged. Their state is recorded again if it is a commit or an experiment."""
+    for run in here.runs:
+        if run.info.status != "FINISHED" or Tag.KEY not in run.data.tags or not (lost := here.store.lost(run)):
+            continue
+        more = f" and {len(lost) - 1} more" * (len(lost) > 1)
+        text = f"{run.info.run_name} ({run.info.run_id}): its record has lost {lost[0]}{more}"
+        names = [item for item in here.known if item.run_id == run.info.run_id or item.name in experiment_names(run)]
+        revisions = sorted(commits(run))
+        if not names and not revisions:
+            yield Finding(f"{text}; no commit and no experiment has its state: run it again, or delete the run")
+        elif not here.mend:
+            yield Finding(f"{text}; `make doctor MEND=1` records it again from DVC's cache")
+        else:
+            try:
+                if names:
+                    record_again(here.root, names[0], here.result)
+                else:
+                    record_commit(here.root, revisions[0], here.result)
+                left = bool(here.store.lost(here.store.get_run(run.info.run_id)))
+                yield Finding(f"{text}; {'another run has its state' if left else 'recorded again'}", left)
+            except InputError as error:
+                yield Finding(f"{text}; not recorded: {error}")
+
+
+def champions(here: Here) -> Iterator[Finding]:
+    """Champions that cannot be loaded."""
+    prefix = f"{load(here.params).track.registered_model}-"
+    for model in here.store.search_registered_models():
+        if model.name.startswith(prefix) and (lost := registry.lost_champion(here.store, model.name)):
+            text = f"{model.name} version {lost.version}, the champion, cannot be loaded"
+            done = (
+                registry.replace_champion(here.store, lost) if here.mend else "`make doctor MEND=1` takes the next best"
+            )
+            yield Finding(f"{text}; {done}", not here.mend)
+
+
+def unsynced(here: Here) -> Iterator[Finding]:
+    """The state of HEAD, if it has no run in this store: a new store, or a new clone."""
+    head = worktree.head()
+    run_id = recorded_run(here.root, head, here.result)
+    if run_id is None or any(run_id == run.info.run_id or head in commits(run) for run in here.runs):
+        return
+    yield Finding(
+        f"HEAD ({head[:7]}) has no run in this store; `make sync` records it, after `dvc pull` in a new clone"
+    )
+
+
 def unrecorded(here: Here) -> Iterator[Finding]:
     """Experiments whose run is not in this store. Their files are recorded again from DVC's cache."""
     ids = {run.info.run_id for run in here.runs}
@@ -166,7 +227,7 @@ def unrecorded(here: Here) -> Iterator[Finding]:
             yield Finding(f"{text}; `make doctor MEND=1` records it")
             continue
         try:
-            record_again(here.root, item)
+            record_again(here.root, item, here.result)
             yield Finding(f"{text}; recorded", left=False)
         except InputError as error:
             yield Finding(f"{text}; not recorded: {error}")
@@ -199,8 +260,8 @@ def machine(here: Here) -> Iterator[Finding]:
 CHECKS: dict[str, tuple[Callable[[Here], Iterator[Finding]], ...]] = {
     "git": (git, linked_work_tree),
     "environment": (environment,),
-    "store": (stuck,),
-    "links": (unrecorded, orphans),
+    "store": (copied, stuck, damaged, champions),
+    "links": (unsynced, unrecorded, orphans),
     "machine": (machine,),
 }
 

@@ -1,11 +1,11 @@
-"""DVC experiments: their list with the MLflow run of each, and the way to record one again."""
+"""DVC experiments: their list with the MLflow run of each."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from vae.errors import InputError
-from vae.tracking.worktree import execute, git, worktree
+from vae.tracking.worktree import git
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,3 @@ def experiments(root: Path, result: Path) -> list[Experiment]:
         for baseline, found in listed.items()
         for name, revision in found
     ]
-
-
-def record_again(root: Path, experiment: Experiment) -> None:
-    """Runs `track` on the files of an experiment, which DVC's cache still has, as if the experiment had just ended."""
-    with worktree(root, f"record-{experiment.name}", experiment.baseline, keep=False) as folder:
-        git("checkout", experiment.revision, "--", ".", folder=folder)
-        git("reset", "--quiet", "--intent-to-add", folder=folder)  # its changes are uncommitted again, its files known
-        execute(["dvc", "checkout", "--force"], folder)
-        names = {"DVC_EXP_NAME": experiment.name, "DVC_EXP_BASELINE_REV": experiment.baseline}
-        execute(["dvc", "repro", "--single-item", "--force", "track"], folder, names | {"DVC_ROOT": str(root)})

@@ -62,6 +62,7 @@ class Tag:
     DATA = "vae.data_sha256"
     QUALITY = "vae.quality_sha256"  # of the metrics/quality.json that was added
     COMMIT = "git.commit"
+    COMMITS = "git.commits"  # other commits of the same state, separated by commas
     DIRTY = "git.dirty"  # "true" if there are uncommitted changes
     EXPERIMENT = "dvc.experiment"  # the name under which the state was first reached
     EXPERIMENTS = "dvc.experiments"  # all names under which it was reached, separated by commas
@@ -187,7 +188,11 @@ class Store(MlflowClient):
         there = _sizes(partial(self.list_artifacts, run.info.run_id))
         if not there.get("hashes.json"):
             return ["hashes.json"]
-        hashes, folder = json.loads(self.recorded(run.info.run_id, "hashes.json")[0]), local_path(run.info.artifact_uri)
+        try:
+            hashes = json.loads(self.recorded(run.info.run_id, "hashes.json")[0])
+        except ValueError:
+            return ["hashes.json"]
+        folder = local_path(run.info.artifact_uri)
         lost = [name for name in (*INPUTS, *hashes) if name not in there]
         lost += [name for name in hashes if there.get(name) == 0]
         if folder:
@@ -245,6 +250,13 @@ class Store(MlflowClient):
 def experiment_names(run: Run) -> set[str]:
     """The names of the DVC experiments that reached the state of this run."""
     return {name for name in run.data.tags.get(Tag.EXPERIMENTS, "").split(",") if name}
+
+
+def commits(run: Run) -> set[str]:
+    """The commits whose state this run is known to be."""
+    tags = run.data.tags
+    clean = {tags[Tag.COMMIT]} if tags.get(Tag.DIRTY) == "false" else set()
+    return clean | {name for name in tags.get(Tag.COMMITS, "").split(",") if name}
 
 
 def _sizes(listed: Callable[[str | None], list[FileInfo]], folder: str | None = None) -> dict[str, int]:
