@@ -7,7 +7,6 @@ SHELL := bash
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
-MLFLOW_TRACKING_URI ?= sqlite:///$(shell .venv/bin/python -m vae.runtime.repository)/mlflow.db
 
 # DVC commits experiments. If git has no name and address for commits, the commits of DVC get these.
 IDENTITY := git config user.name > /dev/null && git config user.email > /dev/null || \
@@ -16,8 +15,9 @@ IDENTITY := git config user.name > /dev/null && git config user.email > /dev/nul
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
-# Repeated only if the lock file or the metadata of the package has changed.
-.venv/installed: requirements.lock pyproject.toml
+# Repeated only if the lock file or the metadata of the package has changed, or the folder was moved: its commands have
+# absolute paths.
+.venv/installed: requirements.lock pyproject.toml $(if $(shell grep -lsF "$$(pwd -P)/.venv/" .venv/bin/dvc),,FORCE)
 	@said="$$(LC_ALL=C git cat-file -e HEAD:./dvc.yaml 2>&1)" && exit; set -f; \
 	case "$$said" in *safe.directory*) ;; *) said="$$said; DVC needs git and a clone: use \`git clone\`, or make this \
 	folder a repository with \`git init && git add --all && git commit -m start\`" ;; esac; \
@@ -28,6 +28,8 @@ help:  ## list the targets
 	python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@python -m vae.tracking.worktree
 	touch $@
+
+FORCE:
 
 setup: .venv/installed  ## install requirements.lock into .venv
 
@@ -56,9 +58,7 @@ deps: setup  ## write the imports of each stage into the deps of dvc.yaml and qu
 	@python tools/deps.py dvc.yaml quality/dvc.yaml
 
 ui: setup  ## the MLflow UI on the project's store
-	@case "$(MLFLOW_TRACKING_URI)" in http*) echo "the UI of this store is at $(MLFLOW_TRACKING_URI)"; exit 1 ;; esac
-	@echo "MLflow UI: http://127.0.0.1:$${PORT:-5000}  (choose Model training at the top left, then the experiment)"
-	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --backend-store-uri "$(MLFLOW_TRACKING_URI)" --host 127.0.0.1 --port $${PORT:-5000} --workers 1
+	@python tools/ui.py params.yaml "$${PORT:-5000}"
 
 which: setup  ## NAME=...: the run of this experiment, or the experiment of this run
 	@python tools/which.py params.yaml metrics/mlflow.json "$(NAME)"

@@ -27,7 +27,7 @@ RULES = {
     "serving": (CORE | {"serving"}, {"torch", "mlflow", "pydantic"}),
     "tracking": (
         {"params", "errors", "runtime", "evaluation.plots", "tracking"},
-        {"mlflow", "dvc", "filelock", "numpy", "PIL", "safetensors"},
+        {"mlflow", "dvc", "filelock", "numpy", "PIL", "safetensors", "sqlalchemy"},
     ),
 }
 RULES["runtime"][1].update({"tqdm", "urllib3"})

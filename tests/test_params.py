@@ -64,6 +64,9 @@ def test_leaves_are_all_of_the_published_file(root, tree):
         ("track", "experiment", "012", "012"),
         ("track", "experiment", "1e3", "1e3"),
         ("track", "experiment", "no", "no"),
+        ("track", "experiment", "/Shared/vae", "/Shared/vae"),  # Databricks
+        ("track", "experiment", "/Users/a.b+c@example.org/vae", "/Users/a.b+c@example.org/vae"),
+        ("track", "experiment", "team/vae", "team/vae"),
     ],
 )
 def test_dialects_of_yaml_give_the_obvious_value(tree, section, key, text, value):
@@ -129,6 +132,11 @@ def test_values_that_are_not_numbers_are_refused(tree, section, key, text):
         ("annealing", "chains", "0"),
         ("track", "experiment", "'a b'"),
         ("track", "experiment", "''"),
+        ("track", "experiment", "/"),
+        ("track", "experiment", "team/"),
+        ("track", "experiment", "team//vae"),
+        ("track", "experiment", "../vae"),
+        ("track", "experiment", "a" * 251),
         ("track", "registered_model", "a/b"),
         ("classifier", "channels", "[16]"),
         ("classifier", "shift", "-1"),

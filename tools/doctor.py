@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
+from mlflow import MlflowException
 from mlflow.entities import Run
 from packaging.requirements import Requirement
 
@@ -22,7 +23,7 @@ import vae
 from vae.errors import InputError
 from vae.params import load
 from vae.tracking import registry, worktree
-from vae.tracking.address import sqlite_file
+from vae.tracking.address import reason, sqlite_file
 from vae.tracking.experiments import Experiment, experiments, recorded_run
 from vae.tracking.places import settle, strayed
 from vae.tracking.store import Store, Tag, commits, experiment_names
@@ -85,6 +86,8 @@ def examined(check: Callable[[Here], Iterator[Finding]], here: Here) -> Iterator
         yield from check(here)
     except InputError as error:
         yield Finding(str(error))
+    except MlflowException as error:
+        yield Finding(f"MLflow: {reason(error)}")
 
 
 def git(here: Here) -> Iterator[Finding]:

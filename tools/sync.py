@@ -10,7 +10,7 @@ from pathlib import Path
 from vae.errors import InputError
 from vae.params import load
 from vae.tracking import sync
-from vae.tracking.address import shown
+from vae.tracking.address import shown, store_errors
 from vae.tracking.experiments import experiments, recorded_run
 from vae.tracking.store import Store, Tag, commits, experiment_names
 from vae.tracking.worktree import execute, git, head
@@ -20,20 +20,21 @@ def main(params: Path, result: Path, revision: str, dry: bool) -> None:
     root, revision = Path().resolve(), revision.strip()
     store = Store(repository.main_repository(), load(params).track.experiment)
     what, recorded, experiment, commit, record = target(root, result, revision)
-    for run in store.find() if recorded or commit or experiment else []:
-        linked = run.info.run_id == recorded or commit in commits(run) or experiment in experiment_names(run)
-        if linked and run.info.status == "FINISHED" and not store.lost(run):
-            print(f"{what}: MLflow run {run.info.run_id}")
+    with store_errors(store.uri):
+        for run in store.find() if recorded or commit or experiment else []:
+            linked = run.info.run_id == recorded or commit in commits(run) or experiment in experiment_names(run)
+            if linked and run.info.status == "FINISHED" and not store.lost(run):
+                print(f"{what}: MLflow run {run.info.run_id}")
+                return
+        if dry:
+            option = f" REV={revision}" if revision else ""
+            print(f"{what}: no whole run in {shown(store.uri)}; `make sync{option}` records it")
             return
-    if dry:
-        option = f" REV={revision}" if revision else ""
-        print(f"{what}: no whole run in {shown(store.uri)}; `make sync{option}` records it")
-        return
-    run_id = record()
-    run = store.get_run(run_id)
-    if commit and commit not in commits(run):
-        store.set_tags(run_id, {Tag.COMMITS: ",".join(sorted(commits(run) | {commit}))})
-    print(f"{what}: MLflow run {run_id}")
+        run_id = record()
+        run = store.get_run(run_id)
+        if commit and commit not in commits(run):
+            store.set_tags(run_id, {Tag.COMMITS: ",".join(sorted(commits(run) | {commit}))})
+        print(f"{what}: MLflow run {run_id}")
 
 
 def target(root: Path, result: Path, revision: str) -> tuple[str, str | None, str, str, Callable[[], str]]:
