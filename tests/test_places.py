@@ -15,7 +15,7 @@ from vae.tracking.store import Store, Tag
 @pytest.fixture
 def said(capsys):
     """The lines about places since the last call."""
-    return lambda: [line for line in said()[-1].splitlines() if line.startswith("MLflow: ")]
+    return lambda: [line for line in capsys.readouterr().err.splitlines() if line.startswith("MLflow: ")]
 
 
 @pytest.fixture(scope="module")
