@@ -1,10 +1,12 @@
 # Every target sets up .venv by itself; there is nothing to install or to activate first.
+# It runs with GNU make 3.81 and bash 3.2, which macOS has.
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-matrix lint deps ui setup which sync doctor reproduce leaderboard bounds bench
+.PHONY: help run test test-fast test-matrix lint deps ui setup which sync doctor reproduce serving leaderboard bounds bench
 SHELL := bash
-.SHELLFLAGS := -euo pipefail -c
 
 PYTHON ?= python3
+# TORCH=cpu takes torch from this index, or from a mirror of it. Otherwise torch comes with CUDA. The choice is kept.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
@@ -13,25 +15,29 @@ IDENTITY := git config user.name > /dev/null && git config user.email > /dev/nul
   export GIT_COMMITTER_NAME=vae-pipeline GIT_COMMITTER_EMAIL=vae-pipeline@localhost
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# Repeated only if the lock file or the metadata of the package has changed, or the folder was moved: its commands have
-# absolute paths.
-.venv/installed: requirements.lock pyproject.toml $(if $(shell grep -lsF "$$(pwd -P)/.venv/" .venv/bin/dvc),,FORCE)
+# Repeated only if the lock file or the metadata of the package has changed, if another build of torch is asked for, or if
+# the folder was moved: the commands of an environment have absolute paths.
+.venv/installed: requirements.lock pyproject.toml
 	@said="$$(LC_ALL=C git cat-file -e HEAD:./dvc.yaml 2>&1)" && exit; set -f; \
 	case "$$said" in *safe.directory*) ;; *) said="$$said; DVC needs git and a clone: use \`git clone\`, or make this \
 	folder a repository with \`git init && git add --all && git commit -m start\`" ;; esac; \
 	echo "error:" $$said >&2; exit 1
-	$(PYTHON) -m venv --clear .venv
+	@$(PYTHON) tools/install.py .venv requirements.lock "$(TORCH)" "$(TORCH_INDEX)"
 	@echo '$(IDENTITY)' >> .venv/bin/activate
-	python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
-	python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@python -m vae.tracking.worktree
-	touch $@
 
-FORCE:
+ifneq ($(TORCH),)
+ifneq ($(TORCH),$(shell cat .venv/torch 2> /dev/null))
+.PHONY: .venv/installed
+endif
+endif
+ifeq ($(shell grep -lsF "$$(pwd -P)/.venv/" .venv/bin/dvc),)
+.PHONY: .venv/installed
+endif
 
-setup: .venv/installed  ## install requirements.lock into .venv
+setup: .venv/installed  ## install requirements.lock into .venv; TORCH=cpu: without the libraries for GPUs
 
 run: setup  ## the whole pipeline: dvc repro on MNIST, or on the bundled digits if no mirror answers
 	@$(IDENTITY); python tools/reachable.py params.yaml data && answer=0 || answer=$$?; \
@@ -71,6 +77,9 @@ doctor: setup  ## what is wrong with git, environment, store, links and machine;
 
 reproduce: setup  ## RUN=...: run a recorded MLflow run again from scratch, and compare every file
 	@python tools/reproduce.py params.yaml "$(RUN)"
+
+serving: setup  ## RUN=...: log the model of a run again, with the present code of src/vae/serving/, as a new version
+	@python tools/serving.py params.yaml "$(RUN)"
 
 leaderboard: setup  ## RECIPE=...: put the present results into metrics/leaderboard.csv and the tables of results
 	@python tools/leaderboard.py params.yaml --recipe "$(RECIPE)" --recipes recipes --model models/vae.safetensors \

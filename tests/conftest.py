@@ -1,6 +1,6 @@
 """Fixtures: the committed params.yaml with small models, a bundled data set, and float64."""
 
-from vae.runtime import mirrors
+from vae.runtime import command, mirrors
 
 import math
 from collections.abc import Callable, Iterator
@@ -15,6 +15,7 @@ from vae.evaluation import leaderboard
 from vae.model import VAE
 from vae.prior import StandardNormal
 
+command.ask_local_servers_directly()  # also if the user has a proxy, tests reach the servers that they start
 ROOT = Path(__file__).parents[1]
 SMALL = {
     "model": {

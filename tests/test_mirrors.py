@@ -164,7 +164,7 @@ def test_a_server_that_declares_the_encoding(mirror, tmp_path):
         (lambda content: content[:-1] + bytes([content[-1] ^ 1]), "damaged"),  # the length in the trailer
         (lambda content: content[: len(content) // 2], "damaged"),
         (lambda content: content[:20] + bytes(8) + content[28:], "damaged"),
-        (lambda content: b"<html>log in to this network</html>", "damaged"),
+        (lambda content: b"<html>log in to this network</html>", "log in to it in a browser"),
         (lambda content: packed(b"another data set"), "MD5"),
         (lambda content: packed(b""), "MD5"),
     ],
@@ -284,6 +284,17 @@ def test_own_url_first(mirror, make_mirror, tmp_path):
     assert not mirror.requests
 
 
+def test_the_password_of_an_own_mirror_is_not_printed(mirror, make_mirror, tmp_path):
+    own = make_mirror()
+    private = own.url.replace("http://", "http://user:secret@")
+    assert mirrors.download("mnist", tmp_path / "good", {"MNIST_MIRROR": private}) == [own.url, mirror.url]
+    own.files.clear()
+    mirror.files.clear()
+    message, _ = fails(tmp_path / "bad", {"MNIST_MIRROR": private})
+    assert own.url in message
+    assert "secret" not in message
+
+
 @pytest.mark.parametrize("value", ["", "  "])
 def test_own_mirror_that_is_blank(mirror, tmp_path, value):
     """A blank MNIST_MIRROR counts as not set."""
@@ -359,7 +370,8 @@ def test_unreachable(mirror, refusing, tmp_path, monkeypatch):
     assert sum(mirror.requests.values()) == 1
     monkeypatch.setitem(mirrors.MIRRORS, "mnist", (refusing,))
     failures = mirrors.unreachable("mnist", {"MNIST_MIRROR": "nowhere"})
-    assert [failure.split(" (")[0] for failure in failures] == ["nowhere", refusing]
+    assert [failure.source for failure in failures] == ["nowhere", refusing]
+    assert [failure.away for failure in failures] == [False, True]  # a wrong folder can be mended
     assert contents(tmp_path) == {}
 
 

@@ -1,11 +1,9 @@
-"""Registered models: which version is the champion, and the files of the servable model."""
+"""Registered models: which version is the champion."""
 
-import json
 from types import SimpleNamespace
 
 import pytest
 
-from tools import deps
 from vae.tracking import registry
 
 
@@ -31,10 +29,16 @@ class Registry:
         texts = [(item, f"name = '{item.name}'") for item in self.versions]
         return [item for item, text in texts if condition in (text, f"{text} and run_id = '{item.run_id}'")]
 
-    def create_model_version(self, name, source, run_id, tags, model_id):
+    def create_model_version(self, name, source, run_id, tags, model_id, description):
         number = sum(item.name == name for item in self.versions) + 1
         made = SimpleNamespace(
-            name=name, source=source, run_id=run_id, version=str(number), tags=tags, model_id=model_id
+            name=name,
+            source=source,
+            run_id=run_id,
+            version=str(number),
+            tags=tags,
+            model_id=model_id,
+            about=description,
         )
         self.versions.append(made)
         return made
@@ -152,25 +156,16 @@ def test_models_of_different_pixels_have_different_names(add, client):
     assert [name.removeprefix("vae-") for name in client.models] == ["mnist", "digits", "mnist-grey", "digits-grey"]
 
 
-def test_the_served_library_has_every_file_that_answers_need(root, monkeypatch):
-    """The other files of the library are left out."""
-    monkeypatch.chdir(root)
-    files = [path.relative_to(root).as_posix() for path in registry.LIBRARY.rglob("*.py")]
-    left_out = registry.NOT_SERVED(str(registry.LIBRARY), [path.name for path in registry.LIBRARY.iterdir()])
-    served = {path for path in files if path.split("/")[2] not in left_out}
-    assert {"src/vae/serving/requests.py", "src/vae/serving/inference.py"} <= served
-    assert all(deps.library_files(root / path) <= served for path in served)
-    assert {"tracking", "evaluation", "runtime"} <= left_out
-
-
-def test_the_input_example_is_saved_without_running_the_model(tmp_path, monkeypatch):
-    """Running it would import torch."""
-    monkeypatch.setattr(registry.pyfunc, "save_model", lambda path, **options: given.update(options))
-    saved, given, model = [], {}, SimpleNamespace(save=lambda path: saved.append(path))
-    example = [{"task": "generate", "n": 1, "seed": 0}]
-    registry.Servable.save_model(str(tmp_path), model, example, validate_serving_input=False, other=1)
-    assert given == {"mlflow_model": model, "other": 1}
-    info = model.saved_input_example_info
-    assert json.loads((tmp_path / info["artifact_path"]).read_text()) == example
-    assert json.loads((tmp_path / info["serving_input_path"]).read_text()) == {"inputs": example}
-    assert saved == [str(tmp_path / "MLmodel")]
+def test_a_model_that_is_registered_again_takes_the_place_of_its_older_version(add, client, capsys):
+    add("a", 90.0)
+    add("b", 91.0)
+    name = client.versions[0].name
+    client.models[name]["shown"] = "2"
+    registry.register_again(client, client.versions[:1], "models:/mended")
+    new = client.versions[-1]
+    assert (new.version, new.run_id, new.tags, new.model_id) == ("3", "a", client.versions[0].tags, "mended")
+    assert "`logvar`" in new.about
+    assert client.models[name] == {"champion": "3", "shown": "2"}
+    assert "version 3" in capsys.readouterr().out
+    registry.register_again(client, client.versions[1:2], "models:/other")
+    assert client.models[name] == {"champion": "3", "shown": "4"}

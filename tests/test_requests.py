@@ -32,6 +32,10 @@ def test_generate_is_seeded(served):
     assert 0 <= np.min(first["images"]) <= np.max(first["images"]) <= 1
 
 
+def test_without_a_seed_each_answer_has_other_digits(served):
+    assert answer(served, task="generate", n=1) != answer(served, task="generate", n=1)
+
+
 def test_the_largest_seed_is_accepted(served):
     assert len(answer(served, task="generate", n=1, seed=2**63 - 1)["images"]) == 1
 
@@ -51,6 +55,9 @@ def test_encode_decode_and_reconstruct_agree(served):
     [
         ({"task": "paint"}, "task"),
         ({"task": "generate"}, "takes"),
+        ({"task": "generate", "seed": 0}, "takes ['n'] and optionally ['format', 'seed'], got ['seed']"),
+        ({"task": "generate", "n": 1, "format": "gif"}, "format 'gif': must be one of list, png"),
+        ({"task": "encode", "images": [[0.0] * 784], "format": "png"}, "takes ['images'], got ['format', 'images']"),
         ({"task": "generate", "n": 2, "seed": 0, "images": [[0.0] * 784]}, "takes"),
         ({"task": "generate", "n": 0, "seed": 0}, "n:"),
         ({"task": "generate", "n": 10**9, "seed": 0}, "n:"),

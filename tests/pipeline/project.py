@@ -73,13 +73,15 @@ def wait_for(condition: Callable, pause: float = 0.05):
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment of the tests, without the settings that a user has for git, DVC and MLflow."""
-    own = ("MLFLOW", "DVC", "MNIST", "GIT_")
+    """The environment of the tests, without the settings that a user has for git, DVC and MLflow.
+    It names a proxy that is down, so that a request to a local server fails if it does not go there directly."""
+    own = ("MLFLOW", "DVC", "MNIST", "GIT_", "NO_PROXY", "no_proxy")
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith(own)},
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "GIT_CONFIG_GLOBAL": os.devnull,
         "GIT_CONFIG_SYSTEM": os.devnull,
+        **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), DOWN),
     }
 
 

@@ -1,15 +1,19 @@
 """The recorded model can be served, and it is the champion if it is the best."""
 
+import base64
 import csv
+import io
 import json
 import math
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
 import requests
+from PIL import Image
 
-from tests.pipeline.project import CURVE, LIMIT_SECONDS, TINY, server
+from tests.pipeline.project import CURVE, LIMIT_SECONDS, ROOT, TINY, server
 from vae import params
 from vae.tracking.registry import register
 
@@ -44,16 +48,79 @@ def test_model_is_served_and_outlives_bad_requests(project):
             ({"task": "encode", "images": [[math.nan] * 784]}, "[0, 1]"),
             ({"task": "decode", "latents": [[0.0]]}, "values each"),
             ({"task": "paint"}, "must be one of"),
+            ({"task": "generate", "n": 1, "format": "gif"}, "must be one of list, png"),
         ]:
             answer = post(wrong)
             assert 400 <= answer.status_code < 500, answer.text
             assert reason in answer.text
             assert len(answer.text) < 1000 or wrong["task"] == "encode"
         assert post({"task": "generate", "n": 2, "seed": 3}).json() == first.json()  # it lives on, and is seeded
+        assert post({"task": "generate", "n": 1}).json() != post({"task": "generate", "n": 1}).json()
+        drawn = post({"task": "generate", "n": 2, "seed": 3, "format": "png"}).json()["predictions"][0]["png"]
+        for text, image in zip(drawn, images, strict=True):
+            grey = np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
+            np.testing.assert_allclose(grey.ravel() / 255, image, atol=0.5 / 255 + 1e-7)
+        assert requests.get(f"{address}/version", timeout=LIMIT_SECONDS).text == mlflow.__version__
+        command = code_of("README.md", "$ curl").replace("http://127.0.0.1:5001", address)
+        digit = project.run("bash", "-c", command, no_proxy="127.0.0.1")  # docs/serving.md: as with --noproxy
+        assert not digit.stderr
+        assert Image.open(project.folder / "digit.png").size == (28, 28)
     model = project.client.get_run(run).outputs.model_outputs[0].model_id
     stored = Path(project.client.get_logged_model(model).artifact_location.removeprefix("file://"))
     assert (stored / "MLmodel").is_file()
     assert not [path for path in stored.rglob("*") if path.suffix in (".pkl", ".pickle", ".pt", ".bin")]
+
+
+def code_of(page: str, word: str) -> str:
+    """The commands of a page from the line that begins with this word to the end of their block."""
+    text = (ROOT / page).read_text()
+    return text[text.index(f"\n{word}") : text.index("```", text.index(f"\n{word}"))].strip().removeprefix("$ ")
+
+
+def test_the_model_from_python_and_from_the_command_line(project, monkeypatch):
+    """The lines of README.md, and MLflow's own commands, which start processes of their own."""
+    monkeypatch.chdir(project.folder)
+    shown = []
+    monkeypatch.setattr(Image.Image, "show", lambda picture: shown.append(picture))
+    lines = code_of("README.md", "import mlflow")
+    assert lines.count("models:/vae-mnist@champion") == 1
+    exec(lines.replace("vae-mnist", "vae-digits"), {})
+    (picture,) = shown
+    assert picture.size == (280, 28)
+    assert len(np.unique(np.asarray(picture))) > 10  # not one grey value
+    uri, request = "models:/vae-digits@champion", {"inputs": [{"task": "generate", "n": 1, "seed": 0}]}
+    Path("request.json").write_text(json.dumps(request))
+    command = f"mlflow models predict -m {uri} --env-manager local -t json -i request.json".split()
+    answered = project.run(*command, MLFLOW_TRACKING_URI=project.uri).stdout
+    expected = mlflow.pyfunc.load_model(uri).predict(request["inputs"])
+    assert json.loads(answered[answered.index("{") :])["predictions"] == expected
+    mlflow.models.predict(uri, input_data=request["inputs"], env_manager="local", output_path="answer.json")
+    assert json.loads(Path("answer.json").read_text())["predictions"] == expected
+
+
+def test_a_mended_server_reaches_an_old_model(project):
+    """`make serving` logs the model again. Both versions can be loaded in one process, and answer by their own code."""
+    run, request = project.recorded(), [{"task": "generate", "n": 1, "seed": 0}]
+    path = project.folder / "src/vae/serving/inference.py"
+    path.write_text(path.read_text().replace("def generate", "imoprt", 1))
+    assert "does not answer: invalid syntax" in project.error("tools/serving.py", "params.yaml", run)
+    project.run("git", "checkout", "--quiet", "src")
+    assert len(project.client.search_model_versions("name = 'vae-digits'")) == 1
+    path.write_text(path.read_text().replace("self.vae.sample(count, generator)", "torch.full((count, 784), 0.25)"))
+    said = project.script("tools/serving.py", "params.yaml", run).stdout
+    assert "version 2: the model of version 1, the present code; it is the champion now" in said
+    mended, old = (mlflow.pyfunc.load_model(f"models:/vae-digits/{version}") for version in (2, 1))
+    assert mended.predict(request)[0]["images"] == [[0.25] * 784]
+    assert len(set(old.predict(request)[0]["images"][0])) > 10
+    assert mlflow.pyfunc.load_model("models:/vae-digits@champion").predict(request) == mended.predict(request)
+    first, second = (project.client.get_model_version("vae-digits", version) for version in "12")
+    assert (first.tags, first.run_id) == (second.tags, second.run_id)
+    stored = [
+        model.artifact_location
+        for model in project.client.search_logged_models([project.client.get_run(run).info.experiment_id])
+    ]
+    assert len({Path(location).parent.parent for location in stored}) == 1
+    assert "no such run" in project.error("tools/serving.py", "params.yaml", "0" * 32)
 
 
 def test_the_champion_is_the_best_on_the_validation_split(project):

@@ -22,6 +22,20 @@ gc.set_threshold(100_000)
 # share a core take five times as long.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
+LOCAL = "127.0.0.1,localhost"
+
+
+def ask_local_servers_directly() -> None:
+    """Excepts this machine from the user's proxy, which cannot reach its servers."""
+    proxies = [f"{kind}_proxy" for kind in ("http", "https", "all")]
+    if any(os.environ.get(name) or os.environ.get(name.upper()) for name in proxies):
+        excepted = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""  # small letters come first
+        if LOCAL not in excepted:
+            os.environ["no_proxy"] = os.environ["NO_PROXY"] = f"{excepted},{LOCAL}".strip(",")
+
+
+ask_local_servers_directly()
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 KEPT_BYTES = 1 << 30
 

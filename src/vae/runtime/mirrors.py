@@ -1,5 +1,7 @@
 """Downloads of the data sets: mirrors in order, checksums, and files that are either whole or absent."""
 
+from vae.runtime import network
+
 import gzip
 import hashlib
 import os
@@ -8,6 +10,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import requests
@@ -58,6 +61,17 @@ GZIP_MD5 = {
 }
 
 Pause = Callable[[float], None]  # waits for that many seconds
+
+
+class Failure(NamedTuple):
+    source: str
+    reason: str
+    away: bool  # the source just does not answer: there is nothing that the user can mend
+
+    def __str__(self) -> str:
+        return f"{network.without_password(self.source)} ({network.without_password(self.reason)})"
+
+
 # The errors of a source. Any other error is a bug of this program.
 SourceFailure = (requests.RequestException, urllib3.exceptions.HTTPError, OSError, EOFError, ValueError, zlib.error)
 
@@ -83,6 +97,8 @@ def _read(source: str, file: str) -> bytes:
                 bar.update(len(chunk))
         if total and len(content) != total:
             raise EOFError(f"{len(content)} of {total} bytes")
+    if content.lstrip()[:1] == b"<":
+        raise network.WebPage("a web page in place of the file")
     return bytes(content)
 
 
@@ -105,9 +121,9 @@ def _transient(error: BaseException) -> bool:
     return isinstance(error, (requests.Timeout, urllib3.exceptions.HTTPError, EOFError))
 
 
-def _try(name: str, index: int, candidates: list[str], pause: Pause) -> tuple[bytes, list[str]]:
-    """One verified file from the first source that has it, and the reasons why the sources before it failed."""
-    failures: list[str] = []
+def _try(name: str, index: int, candidates: list[str], pause: Pause) -> tuple[bytes, list[Failure]]:
+    """One verified file from the first source that has it, and why the sources before it failed."""
+    failures: list[Failure] = []
     for source in candidates:
         for attempt in range(ATTEMPTS):
             try:
@@ -116,7 +132,7 @@ def _try(name: str, index: int, candidates: list[str], pause: Pause) -> tuple[by
                 if attempt + 1 < ATTEMPTS and _transient(error):
                     pause(2.0**attempt)
                     continue
-                failures.append(f"{source} ({_reason(error)})")
+                failures.append(_failure(source, error, public=source in MIRRORS[name]))
                 break
     return b"", failures
 
@@ -127,8 +143,8 @@ def _contents(name: str, candidates: list[str], pause: Pause) -> Iterator[tuple[
         content, failures = _try(name, index, candidates, pause)
         if not content:
             raise InputError(
-                f"{file}.gz of {name}: no source has it: {'; '.join(failures)}. Set MNIST_MIRROR to a folder or URL "
-                "that has the four .gz files, or use the bundled data: dvc exp run -S data.name=digits"
+                f"{file}.gz of {name}: no source has it: {'; '.join(map(str, failures))}. Set MNIST_MIRROR to a folder "
+                "or URL that has the four .gz files, or use the bundled data: dvc exp run -S data.name=digits"
             )
         yield file, content
 
@@ -141,28 +157,31 @@ def present(name: str, folder: Path) -> bool:
     return tuple(hashlib.md5(path.read_bytes()).hexdigest() for path in paths) == CONTENT_MD5[name]
 
 
-def unreachable(name: str, environment: dict[str, str]) -> list[str]:
-    """The reason why each source failed to give the smallest file. Empty if one of them gave it."""
+def unreachable(name: str, environment: dict[str, str]) -> list[Failure]:
+    """Why each source failed to give the smallest file. Empty if one of them gave it."""
     smallest = FILES.index("t10k-labels-idx1-ubyte")
     content, failures = _try(name, smallest, sources(name, environment), time.sleep)
     return [] if content else failures
 
 
-def _reason(error: BaseException) -> str:
+def _failure(source: str, error: BaseException, public: bool) -> Failure:
     """Why a source failed, in a few words."""
+    remote = source.startswith(("http://", "https://"))
+    if remote and (fault := network.fault(error, source, public)):
+        return Failure(source, fault, away=False)
     match error:
         case requests.Timeout() | urllib3.exceptions.ReadTimeoutError():
-            return "timed out"
+            return Failure(source, "timed out", away=True)
         case requests.HTTPError() if error.response is not None:
-            return f"HTTP {error.response.status_code}"
+            return Failure(source, f"HTTP {error.response.status_code}", away=True)
         case requests.ConnectionError():
-            return "cannot be reached"
+            return Failure(source, "cannot be reached", away=True)
         case FileNotFoundError():
-            return "no such file"
+            return Failure(source, "no such file", away=False)
         case gzip.BadGzipFile() | EOFError() | zlib.error():
-            return f"damaged: {error}"
+            return Failure(source, f"damaged: {error}", away=False)
         case _:
-            return str(error)
+            return Failure(source, str(error), away=False)
 
 
 def write_files(folder: Path, contents: Iterable[tuple[str, bytes]]) -> None:
@@ -207,4 +226,4 @@ def download(name: str, folder: Path, environment: dict[str, str], pause: Pause 
         return ["an installed package"]
     candidates = sources(name, environment)
     write_files(folder, _contents(name, candidates, pause))
-    return candidates
+    return [network.without_password(source) for source in candidates]

@@ -1,11 +1,16 @@
 """Answers of a trained model: lists of numbers in, lists of numbers out."""
 
+import base64
+import io
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from vae import model
 from vae.errors import InputError
+from vae.idx import SIDE
 
 Rows = list[list[float]]
 
@@ -17,9 +22,11 @@ class Inference:
         self.vae = model.load(path)
 
     @torch.inference_mode()
-    def generate(self, count: int, seed: int) -> Rows:
-        """New images from the prior. Returns (count, P)."""
-        return self.vae.sample(count, torch.Generator().manual_seed(seed)).tolist()
+    def generate(self, count: int, seed: int | None) -> Rows:
+        """New images from the prior, other ones at each call if there is no seed. Returns (count, P)."""
+        generator = torch.Generator()
+        generator.manual_seed(generator.seed() if seed is None else seed)
+        return self.vae.sample(count, generator).tolist()
 
     @torch.inference_mode()
     def decode(self, latents: Rows) -> Rows:
@@ -39,3 +46,11 @@ class Inference:
     def reconstruct(self, images: Rows) -> Rows:
         """The images of the posterior means: (N, P) -> (N, P)."""
         return self.vae.means(self.vae.encode(torch.tensor(images))[0]).tolist()
+
+    def png(self, images: Rows) -> list[str]:
+        """Images (N, P) as PNG files of 28x28 grey bytes, in base64."""
+        files = []
+        for grey in np.rint(np.array(images) * 255).astype(np.uint8).reshape(-1, SIDE, SIDE):
+            Image.fromarray(grey).save(file := io.BytesIO(), "PNG")
+            files.append(base64.b64encode(file.getvalue()).decode())
+        return files

@@ -2,33 +2,55 @@
 MLflow loads this file as code, and the weights as safetensors. No pickle is executed."""
 
 from pathlib import Path
+from typing import Any
 
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from vae.errors import InputError
 from vae.idx import PIXELS
 
 MAX_DIGITS = 1000  # in one request
 MAX_LATENT = 1e6  # far beyond any prior, and far below the largest float32
-Result = dict[str, list[list[float]]]  # arrays by name
-NEEDS = {"generate": {"n", "seed"}, "reconstruct": {"images"}, "encode": {"images"}, "decode": {"latents"}}
+FORMATS = ("list", "png")
+NEEDS = {"generate": {"n"}, "reconstruct": {"images"}, "encode": {"images"}, "decode": {"latents"}}
+MAY_HAVE = {"generate": {"seed", "format"}, "reconstruct": {"format"}, "encode": set(), "decode": {"format"}}
 
 
 class Request(BaseModel):
     """One task and its arguments.
-    Images are 784 grey values in [0, 1], row by row. Latents have the model's dimension. Types are plain, because
-    MLflow derives the signature from them. `check` has all other rules."""
+    Images are 784 grey values in [0, 1], row by row. Latents have the model's dimension. In Python, both may be arrays.
+    Types are plain, because MLflow derives the signature from them. `check` has all other rules."""
 
     model_config = ConfigDict(extra="forbid")
 
     task: str
     n: int | None = None  # number of digits to generate
-    seed: int | None = None
+    seed: int | None = None  # without it, each answer has other digits
+    format: str | None = None  # of the images in the answer: "list" or "png"
     images: list[list[float]] | None = None
     latents: list[list[float]] | None = None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain(cls, value: Any) -> Any:
+        """Turns an array, a list of arrays, or a number of numpy into plain Python. (N, 28, 28) becomes (N, 784)."""
+        if getattr(value, "ndim", 0) > 2:
+            value = value.reshape(len(value), -1)
+        rows = value if isinstance(value, list) else [value]
+        plain = [row.tolist() if hasattr(row, "tolist") else row for row in rows]
+        return plain if isinstance(value, list) else plain[0]
+
+
+class Result(BaseModel):
+    """The answer to a request, from which MLflow derives the signature. An answer has only the fields of its task."""
+
+    images: list[list[float]] | None = None  # (N, 784) in [0, 1]
+    png: list[str] | None = None  # N images of 28x28 as PNG files in base64
+    mu: list[list[float]] | None = None  # (N, D), means of q(z|x)
+    logvar: list[list[float]] | None = None  # (N, D), logs of the variances of q(z|x)
 
 
 def check(request: Request) -> None:
@@ -36,9 +58,13 @@ def check(request: Request) -> None:
     Raises InputError if the task is wrong, and the message says why."""
     if request.task not in NEEDS:
         raise InputError(f"task {request.task!r}: must be one of {', '.join(NEEDS)}")
-    given = {name for name in ("n", "seed", "images", "latents") if getattr(request, name) is not None}
-    if given != NEEDS[request.task]:
-        raise InputError(f"task {request.task} takes {sorted(NEEDS[request.task])}, got {sorted(given)}")
+    given = set(request.model_dump(exclude_none=True)) - {"task"}
+    needs, may_have = NEEDS[request.task], MAY_HAVE[request.task]
+    if not needs <= given <= needs | may_have:
+        optional = f" and optionally {sorted(may_have)}" if may_have else ""
+        raise InputError(f"task {request.task} takes {sorted(needs)}{optional}, got {sorted(given)}")
+    if request.format is not None and request.format not in FORMATS:
+        raise InputError(f"format {request.format!r}: must be one of {', '.join(FORMATS)}")
     if request.n is not None and not 1 <= request.n <= MAX_DIGITS:
         raise InputError(f"n: must be from 1 to {MAX_DIGITS}, got {request.n}")
     if request.seed is not None and not 0 <= request.seed < 2**63:
@@ -67,28 +93,30 @@ class Digits(PythonModel):
         self.model = Inference(Path(context.artifacts["model"]))
 
     def predict(self, model_input: list[Request]) -> list[Result]:  # type: ignore[override]
-        """`generate`, `decode` and `reconstruct` give images (N, 784). `encode` gives mu and logvar (N, D)."""
+        """`generate`, `decode` and `reconstruct` give images (N, 784), or png. `encode` gives mu and logvar (N, D)."""
         try:
             for request in model_input:
                 check(request)
             digits = sum(request.n or len(request.images or request.latents or []) for request in model_input)
             if digits > MAX_DIGITS:
                 raise InputError(f"at most {MAX_DIGITS} digits in one request, got {digits} in all of its tasks")
-            return [self._answer(request) for request in model_input]
+            return [self._answer(request) for request in model_input]  # type: ignore[misc]
         except InputError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
 
-    def _answer(self, request: Request) -> Result:
+    def _answer(self, request: Request) -> dict[str, Any]:
+        """The fields of a `Result`, because MLflow has no JSON for objects of other classes."""
         match request:
-            case Request(task="generate", n=int(n), seed=int(seed)):
-                return {"images": self.model.generate(n, seed)}
-            case Request(task="decode", latents=list(latents)):
-                return {"images": self.model.decode(latents)}
-            case Request(task="reconstruct", images=list(images)):
-                return {"images": self.model.reconstruct(images)}
-            case _:
-                mu, logvar = self.model.encode(request.images or [])
+            case Request(task="encode", images=list(images)):
+                mu, logvar = self.model.encode(images)
                 return {"mu": mu, "logvar": logvar}
+            case Request(task="decode", latents=list(latents)):
+                images = self.model.decode(latents)
+            case Request(task="reconstruct", images=list(given)):
+                images = self.model.reconstruct(given)
+            case _:
+                images = self.model.generate(request.n or 1, request.seed)
+        return {"png": self.model.png(images)} if request.format == "png" else {"images": images}
 
 
 set_model(Digits())

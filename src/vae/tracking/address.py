@@ -1,5 +1,7 @@
 """The address of the store: how it is read, how it is shown, and what an error of the store means."""
 
+from vae.runtime import network
+
 import os
 import re
 import sys
@@ -110,7 +112,7 @@ def _cure(error: Exception, uri: str) -> str:
         file = sqlite_file(uri)
         backup = f"`cp '{file}' '{file}.backup'`" if file else "back up the database"
         return f'made by an older MLflow; end its server, {backup}, then `mlflow db upgrade "{address}"`'
-    return f"{reason(error)}; check MLFLOW_TRACKING_URI"
+    return f"{network.fault(error, uri) or reason(error)}; check MLFLOW_TRACKING_URI"
 
 
 def drop_foreign_settings(experiment: str) -> None:

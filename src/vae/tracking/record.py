@@ -15,8 +15,8 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Run
 from PIL import Image
 
 from vae.errors import InputError
-from vae.params import NOT_IN_PIPELINE, leaves, load
-from vae.tracking import registry, worktree
+from vae.params import NOT_IN_PIPELINE, leaves, load, parse
+from vae.tracking import registry, servable, worktree
 from vae.tracking.address import shown, store_errors
 from vae.tracking.changes import Changes, uncommitted_changes
 from vae.tracking.state import State, dependencies, read_curves
@@ -74,7 +74,7 @@ def _write(store: Store, state: State, damaged: list[Run]) -> str:
         store.log_metrics(run_id, [(FINAL_STEP, final)] if not final.keys() & run.data.metrics.keys() else [])
         store.log_inputs(run_id, [dataset_input(state)])
         log_files(store, run_id, state, changes)
-        uri = store.model_of(run) or registry.log_model(run_id, state.model)
+        uri = store.model_of(run) or servable.log_model(run_id, state.model)
         registry.register(store, config, run_id, uri, curves[-1][1][CHAMPION_METRIC])
         add_experiment(store, found)
         store.set_tags(run_id, provenance(state, dirty=bool(changes.diff)))  # last, because the key marks a whole run
@@ -159,3 +159,23 @@ def record_quality(params: Path, quality: Path, picture: Path, root: Path) -> li
                 log_picture(store, run_id, f"quality_{picture.stem}", picture)
                 store.set_tags(run_id, {Tag.QUALITY: digest})  # last, because it marks that the quality is whole
     return [run.info.run_id for run in runs]
+
+
+def record_serving(params: Path, run_id: str, root: Path) -> None:
+    """Logs the model of a run again, with the present code of serving/, and registers it as a new version.
+    Raises InputError if the store cannot be reached or written, if it has no whole run with this id, or if the present
+    code cannot answer with this model."""
+    store = Store(root, load(params).track.experiment)
+    with store_errors(store.uri), store_lock(root), tempfile.TemporaryDirectory() as scratch:
+        sha256_of_model = store.run_tags(run_id, Tag.KEY, Tag.MODEL)[Tag.MODEL]
+        hashes, text = store.recorded(run_id, "hashes.json", "params.yaml")
+        name = next(name for name, digest in json.loads(hashes).items() if digest == sha256_of_model)
+        servable.check(model := Path(store.download_artifacts(run_id, name, scratch)))
+        mlflow.set_tracking_uri(store.uri)
+        mlflow.set_experiment(experiment_id=store.experiment.experiment_id)
+        uri = servable.log_model(run_id, model)
+        if versions := store.search_model_versions(f"run_id = '{run_id}'"):
+            registry.register_again(store, versions, uri)
+        else:
+            value = store.get_run(run_id).data.metrics[CHAMPION_METRIC]
+            registry.register(store, parse(text, Path(f"{run_id}/params.yaml")), run_id, uri, value)

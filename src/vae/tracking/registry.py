@@ -1,61 +1,13 @@
-"""The servable model: how it is logged, how it is registered, and which version is the champion."""
+"""The registered models: one for each data set and kind of pixels, and which version is the champion."""
 
-import json
-import shutil
-import tempfile
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any
-
-from mlflow import pyfunc
+from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.models import Model
 
 from vae.params import Params
+from vae.tracking import servable
 from vae.tracking.store import CHAMPION_METRIC, Store
 
 CHAMPION, SPLIT = "champion", "data.validation"
-REQUIREMENTS = ("mlflow", "numpy", "pydantic", "pyyaml", "safetensors", "torch")  # of the served model
-LIBRARY = Path(__file__).parents[1]
-NOT_SERVED = shutil.ignore_patterns("__pycache__", "evaluation", "runtime", "tracking")  # code that no answer needs
-
-
-class Servable:
-    """The pyfunc flavor, but it saves the input example without running it, which would import torch. Tests run it."""
-
-    @staticmethod
-    def save_model(path: str, mlflow_model: Model, example: list[dict[str, Any]], **options: Any) -> None:
-        """Fills the folder of the model. `Model.log` calls this."""
-        options.pop("validate_serving_input")  # an option that `Model.log` passes on
-        pyfunc.save_model(path, mlflow_model=mlflow_model, **options)
-        info = {
-            "artifact_path": "input_example.json",
-            "type": "json_object",
-            "serving_input_path": "serving_input.json",
-        }
-        for name, content in (("artifact_path", example), ("serving_input_path", {"inputs": example})):
-            (Path(path) / info[name]).write_text(json.dumps(content))
-        mlflow_model.saved_input_example_info = info
-        mlflow_model.save(str(Path(path) / "MLmodel"))
-
-
-def log_model(run_id: str, model: Path) -> str:
-    """Logs the servable model with its signature, input example and pinned requirements. Returns its URI."""
-    with tempfile.TemporaryDirectory() as folder:
-        library = shutil.copytree(LIBRARY, Path(folder, LIBRARY.name), ignore=NOT_SERVED)
-        return Model.log(
-            artifact_path=None,
-            name="model",
-            flavor=Servable,
-            flavor_name="pyfunc",
-            run_id=run_id,
-            validate_serving_input=False,
-            python_model=library / "serving/requests.py",
-            artifacts={"model": str(model)},
-            code_paths=[str(library)],
-            example=[{"task": "generate", "n": 1, "seed": 0}],
-            pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
-        ).model_uri
 
 
 def registered_name(config: Params) -> str:
@@ -73,9 +25,8 @@ def register(store: Store, config: Params, run_id: str, uri: str, value: float) 
     split = str(config.data.validation)
     present = store.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
     scored = {CHAMPION_METRIC: repr(value), SPLIT: split}
-    model_id = uri.rpartition("/")[2]  # an MLflow server requires model_id; a database does not
     registered = [version for version in present if version.source == uri]
-    new = registered[0] if registered else store.create_model_version(name, uri, run_id, scored, model_id=model_id)
+    new = registered[0] if registered else create_version(store, name, uri, run_id, scored)
     if lost := lost_champion(store, name):
         print(f"{name} version {lost.version}, the champion, cannot be loaded; {replace_champion(store, lost)}")
     champion = store.get_registered_model(name).aliases.get(CHAMPION)
@@ -122,3 +73,21 @@ def _loads(store: Store, version: ModelVersion) -> bool:
     """Whether the files of a version are there. A version that was not made from a logged model is not judged."""
     source = version.source or ""
     return not source.startswith("models:/m-") or store.loads(source)
+
+
+def create_version(client: MlflowClient, name: str, uri: str, run_id: str | None, tags: dict[str, str]) -> ModelVersion:
+    """Registers a logged model under a name."""
+    model_id = uri.rpartition("/")[2]  # an MLflow server requires model_id; a database does not
+    return client.create_model_version(name, uri, run_id, tags, model_id=model_id, description=servable.DESCRIPTION)
+
+
+def register_again(client: MlflowClient, versions: list[ModelVersion], uri: str) -> None:
+    """Registers the model of a run that has these versions once more. The new version takes their tags and aliases."""
+    last, numbers = max(versions, key=lambda item: int(item.version)), {str(item.version) for item in versions}
+    new = create_version(client, last.name, uri, last.run_id, last.tags)
+    present = client.get_registered_model(last.name).aliases
+    aliases = [alias for alias, number in present.items() if str(number) in numbers]
+    for alias in aliases:
+        client.set_registered_model_alias(last.name, alias, new.version)
+    moved = "".join(f"; it is the {alias} now" for alias in aliases)
+    print(f"registered {last.name} version {new.version}: the model of version {last.version}, the present code{moved}")
