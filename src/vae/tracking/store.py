@@ -104,7 +104,7 @@ class Store(MlflowClient):
 
         partial = path.with_name(f"{path.name}.partial")
         partial.unlink(missing_ok=True)
-        SqlAlchemyStore(f"{SQLITE}{partial}", str(self.root / "mlartifacts"))._dispose_engine()
+        SqlAlchemyStore(f"{SQLITE}{partial}", (self.root / "mlartifacts").as_uri())._dispose_engine()
         os.replace(partial, path)
 
     def _experiment(self, name: str) -> Experiment:
