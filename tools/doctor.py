@@ -99,8 +99,10 @@ def git(here: Here) -> Iterator[Finding]:
         known = f"the commits of DVC are by {stand_in}" if stand_in else "`dvc exp run` needs it"
         yield Finding(f"no {' and no '.join(absent)}: {known}; {commands}", left=not stand_in)
     if repository.is_shallow(here.root):
+        yield Finding("a shallow clone, in which DVC loses queued and temporary experiments; `git fetch --unshallow`")
+    if not str(here.root).isascii():
         yield Finding(
-            "a shallow clone, in which DVC loses queued and temporary experiments; `git fetch --unshallow`",
+            f"{here.root} has letters outside ASCII, with which DVC runs no queued or temporary experiments; move it"
         )
     if unmerged := worktree.unmerged():
         yield Finding(

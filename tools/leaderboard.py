@@ -36,7 +36,7 @@ def main(
         raise InputError(f"RECIPE={recipe}: no such recipe; `make leaderboard RECIPE=` one of {', '.join(known)}")
     if not quality.is_file():
         raise InputError(f"{quality}: no such file; `dvc repro quality/dvc.yaml` first")
-    samples, run_id = json.loads(quality.read_text()), json.loads(run.read_text())["run_id"]
+    samples, run_id = files.read_json(quality), files.read_json(run)["run_id"]
     store = Store(repository.main_repository(), load(params).track.experiment)
     recorded, present = store.run_tags(run_id, Tag.MODEL)[Tag.MODEL], files.sha256(model)
     for path, measured in ((quality, samples["model_sha256"]), (run, recorded)):
@@ -51,7 +51,9 @@ def main(
     check(config, recipe_params(git("show", f"HEAD:./{params}").decode(), recipes / f"{recipe}.sh"), run_id, recipe)
     seconds = store.training_seconds(run_id)
     parameters = sum(parameter.numel() for parameter in load_model(model).parameters())
-    new = leaderboard.row(recipe, config.train.seed, parameters, seconds, json.loads(evaluation.read_text()), samples)
+    new = leaderboard.row(recipe, config.train.seed, parameters, seconds, files.read_json(evaluation), samples)
+    if board.is_file():
+        files.read_text(board)  # refuses conflict marks
     rows = leaderboard.put(leaderboard.read(board), new)
     files.write_csv(board, leaderboard.COLUMNS, ([row[name] for name in leaderboard.COLUMNS] for row in rows))
     for path, short in ((readme, True), (page, False)):

@@ -1,7 +1,7 @@
 """The record of a state: everything that is logged to its MLflow run."""
 
 from vae.runtime import repository
-from vae.runtime.files import files_below, sha256
+from vae.runtime.files import files_below, read_json, sha256
 
 import json
 import os
@@ -69,7 +69,7 @@ def _write(store: Store, state: State, damaged: list[Run]) -> str:
         used = {name: value for name, value in leaves(config).items() if name.partition(".")[0] not in NOT_IN_PIPELINE}
         store.log_params(run_id, used)
         store.log_metrics(run_id, [row for row in curves if row[0] not in stored])
-        evaluation = json.loads(state.evaluation.read_text())
+        evaluation = read_json(state.evaluation)
         final = {name: float(value) for name, value in evaluation.items() if not isinstance(value, str)}
         store.log_metrics(run_id, [(FINAL_STEP, final)] if not final.keys() & run.data.metrics.keys() else [])
         store.log_inputs(run_id, [dataset_input(state)])
@@ -142,7 +142,7 @@ def log_picture(client: MlflowClient, run_id: str, key: str, picture: Path) -> N
 def record_quality(params: Path, quality: Path, picture: Path, root: Path) -> list[str]:
     """Adds the quality of a model's samples to every run of that model, and returns the ids of these runs.
     Raises InputError if the store cannot be reached or written, or has no run of the model."""
-    values, digest = json.loads(quality.read_text()), sha256(quality)
+    values, digest = read_json(quality), sha256(quality)
     figures = {name: value for name, value in values.items() if isinstance(value, float)}
     store = Store(root, load(params).track.experiment)
     with store_errors(store.uri), store_lock(root):

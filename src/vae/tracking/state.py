@@ -1,6 +1,6 @@
 """One state of the pipeline: its files and their hashes."""
 
-from vae.runtime.files import files_below, sha256
+from vae.runtime.files import files_below, read_text, sha256
 
 import csv
 import hashlib
@@ -82,5 +82,4 @@ def curve_point(row: dict[str, Any]) -> tuple[int, dict[str, float]]:
 
 def read_curves(path: Path) -> Curves:
     """The rows of metrics/train.csv."""
-    with path.open(newline="") as file:
-        return [curve_point(row) for row in csv.DictReader(file)]
+    return [curve_point(row) for row in csv.DictReader(read_text(path).splitlines())]

@@ -103,7 +103,7 @@ class Store(MlflowClient):
             partial_file = file.with_name(f"{file.name}.partial")
             partial_file.write_bytes(b"")
             unfinished = absolute(f"sqlite:///{partial_file}", self.root)
-            SqlAlchemyStore(unfinished, str(self.root / ARTIFACTS))._dispose_engine()
+            SqlAlchemyStore(unfinished, (self.root / ARTIFACTS).as_uri())._dispose_engine()
             os.replace(partial_file, file)
         create_engine(uri, poolclass=NullPool).connect().close()
 

@@ -46,7 +46,7 @@ def execute(command: list[str], folder: Path = Path(), environment: dict[str, st
         written = (done.stderr.strip() or done.stdout.strip()).decode(errors="replace")
         first = re.search(r"^(error|fatal): .*", written, flags=re.M | re.S | re.I)
         said = " ".join(first[0].split())[:500] if first else written.splitlines()[-1].strip() if written else ""
-        words = " ".join(word for word in command if word not in OPTIONS)
+        words = " ".join(["git", *command[len(OPTIONS) + 1 :]][:3] if command[0] == "git" else command)
         raise InputError(f"`{words}` failed in {folder.resolve()}: {said or f'exit code {done.returncode}'}")
     return done.stdout
 
@@ -123,7 +123,8 @@ def cache(root: Path) -> Path:
 def share_cache(root: Path, folder: Path) -> None:
     """Lets the project in `folder` use the DVC cache of the one in `root`."""
     if (shared := cache(root)) != cache(folder):
-        execute(["dvc", "cache", "dir", "--local", str(shared)], folder)
+        # A relative path, because DVC cannot write letters outside ASCII, which the absolute one may have.
+        execute(["dvc", "cache", "dir", "--local", os.path.relpath(shared, folder.resolve())], folder)
 
 
 if __name__ == "__main__":  # a linked work tree shares the cache, as it shares the experiments
