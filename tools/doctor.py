@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
@@ -166,35 +166,38 @@ def copied(here: Here) -> Iterator[Finding]:
     """A store that was copied with its folder, so that its files, also new ones, are in the old folder."""
     file = sqlite_file(here.store.uri)
     for old in strayed(file, here.store.root) if file else []:
-        if here.mend and file:
-            settle(file, here.store.root, mend=True)
+        settle(file, here.store.root, here.mend) if file and here.mend else None
         done = "new ones are kept here now" if here.mend else "`make doctor MEND=1` keeps new ones here"
         yield Finding(f"the files of the store are in {old}, of which this folder is a copy; {done}", not here.mend)
 
 
 def damaged(here: Here) -> Iterator[Finding]:
     """Runs whose files were deleted or damaged. Their state is recorded again if it is a commit or an experiment."""
+    head = worktree.head()
+    at_head = recorded_run(here.root, head, here.result)
     for run in here.runs:
-        if run.info.status != "FINISHED" or Tag.KEY not in run.data.tags or not (lost := here.store.lost(run)):
-            continue
-        more = f" and {len(lost) - 1} more" * (len(lost) > 1)
-        text = f"{run.info.run_name} ({run.info.run_id}): its record has lost {lost[0]}{more}"
-        names = [item for item in here.known if item.run_id == run.info.run_id or item.name in experiment_names(run)]
-        revisions = sorted(commits(run))
-        if not names and not revisions:
-            yield Finding(f"{text}; no commit and no experiment has its state: run it again, or delete the run")
-        elif not here.mend:
-            yield Finding(f"{text}; `make doctor MEND=1` records it again from DVC's cache")
-        else:
-            try:
-                if names:
-                    record_again(here.root, names[0], here.result)
-                else:
-                    record_commit(here.root, revisions[0], here.result)
-                left = bool(here.store.lost(here.store.get_run(run.info.run_id)))
-                yield Finding(f"{text}; {'another run has its state' if left else 'recorded again'}", left)
-            except InputError as error:
-                yield Finding(f"{text}; not recorded: {error}")
+        if run.info.status == "FINISHED" and Tag.KEY in run.data.tags and (lost := here.store.lost(run)):
+            more = f" and {len(lost) - 1} more" * (len(lost) > 1)
+            text = f"{run.info.run_name} ({run.info.run_id}): its record has lost {lost[0]}{more}"
+            names, run_id = experiment_names(run), run.info.run_id
+            items = [item for item in here.known if item.name in names or item.run_id == run_id]
+            found = [head] if at_head == run_id else sorted(commits(run))
+            ways = [partial(record_again, here.root, item) for item in items]
+            ways += [partial(record_commit, here.root, commit) for commit in found]
+            if ways:
+                yield recorded(here, text, ways[0])
+            else:
+                yield Finding(f"{text}; no commit and no experiment has its state: run it again, or delete the run")
+
+
+def recorded(here: Here, text: str, record: Callable[[Path], str]) -> Finding:
+    """A state that lacks its record, which is recorded from DVC's cache."""
+    if not here.mend:
+        return Finding(f"{text}; `make doctor MEND=1` records it from DVC's cache")
+    try:
+        return Finding(f"{text}; recorded as {record(here.result)}", left=False)
+    except InputError as error:
+        return Finding(f"{text}; not recorded: {error}")
 
 
 def champions(here: Here) -> Iterator[Finding]:
@@ -203,39 +206,23 @@ def champions(here: Here) -> Iterator[Finding]:
     for model in here.store.search_registered_models():
         if model.name.startswith(prefix) and (lost := registry.lost_champion(here.store, model.name)):
             text = f"{model.name} version {lost.version}, the champion, cannot be loaded"
-            done = (
-                registry.replace_champion(here.store, lost) if here.mend else "`make doctor MEND=1` takes the next best"
-            )
+            done = registry.replace_champion(here.store, lost) if here.mend else "`make doctor MEND=1` replaces it"
             yield Finding(f"{text}; {done}", not here.mend)
 
 
-def unsynced(here: Here) -> Iterator[Finding]:
-    """The state of HEAD, if it has no run in this store: a new store, or a new clone."""
+def unrecorded(here: Here) -> Iterator[Finding]:
+    """HEAD and experiments whose run is not in this store, because it is new, or the repository was cloned."""
+    ids = {run.info.run_id for run in here.runs}
+    names = {name for run in here.runs for name in experiment_names(run) | commits(run)}
     head = worktree.head()
     run_id = recorded_run(here.root, head, here.result)
-    if run_id is None or any(run_id == run.info.run_id or head in commits(run) for run in here.runs):
-        return
-    yield Finding(
-        f"HEAD ({head[:7]}) has no run in this store; `make sync` records it, after `dvc pull` in a new clone"
-    )
-
-
-def unrecorded(here: Here) -> Iterator[Finding]:
-    """Experiments whose run is not in this store. Their files are recorded again from DVC's cache."""
-    ids = {run.info.run_id for run in here.runs}
-    names = {name for run in here.runs for name in experiment_names(run)}
+    if run_id and run_id not in ids and head not in names:
+        text = f"HEAD ({head[:7]}) has no run in this store; `make sync` records it too, after `dvc pull` in a clone"
+        yield recorded(here, text, partial(record_commit, here.root, head))
     for item in here.known:
-        if item.run_id in ids or item.name in names:
-            continue
-        text = f"experiment {item.name} ({item.revision[:7]}): no run in this store"
-        if not here.mend:
-            yield Finding(f"{text}; `make doctor MEND=1` records it")
-            continue
-        try:
-            record_again(here.root, item, here.result)
-            yield Finding(f"{text}; recorded", left=False)
-        except InputError as error:
-            yield Finding(f"{text}; not recorded: {error}")
+        if item.run_id not in ids and item.name not in names:
+            text = f"experiment {item.name} ({item.revision[:7]}): no run in this store"
+            yield recorded(here, text, partial(record_again, here.root, item))
 
 
 def orphans(here: Here) -> Iterator[Finding]:
@@ -266,7 +253,7 @@ CHECKS: dict[str, tuple[Callable[[Here], Iterator[Finding]], ...]] = {
     "git": (git, linked_work_tree),
     "environment": (environment,),
     "store": (copied, stuck, damaged, champions),
-    "links": (unsynced, unrecorded, orphans),
+    "links": (unrecorded, orphans),
     "machine": (machine,),
 }
 

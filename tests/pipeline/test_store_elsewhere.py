@@ -42,7 +42,7 @@ def test_a_clone_is_recorded_moved_and_mended_without_running_anything(project, 
     assert "`dvc pull` brings files from the remote" in clone.error(SYNC, *RESULT, "")
     doctor = clone.script(DOCTOR, *RESULT, check=False)
     assert doctor.returncode == 1
-    assert "has no run in this store; `make sync` records it" in doctor.stdout
+    assert "has no run in this store; `make sync` records it too" in doctor.stdout
     clone.dvc("pull")
     assert "no whole run" in clone.script(SYNC, *RESULT, "", "--dry").stdout
     assert clone.runs() == {}
@@ -79,7 +79,7 @@ def test_a_clone_is_recorded_moved_and_mended_without_running_anything(project, 
     assert f"({first}): its record has lost hashes.json" in sick
     assert "vae-digits version 1, the champion, cannot be loaded" in sick
     mended = moved.script(DOCTOR, *RESULT, "--mend", check=False).stdout
-    assert "hashes.json; recorded again" in mended
+    assert f"hashes.json; recorded as {first}" in mended
     assert "its record" not in moved.script(DOCTOR, *RESULT, check=False).stdout
     assert moved.runs().keys() == {first}
     assert champion(moved) == first

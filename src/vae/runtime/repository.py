@@ -58,7 +58,3 @@ def state_folder(root: Path) -> Path:
 def address(root: Path) -> str:
     """Tells this repository apart from all others that use the same store."""
     return f"{socket.gethostname()}:{root.resolve()}"
-
-
-if __name__ == "__main__":
-    print(main_repository().resolve())
