@@ -10,8 +10,8 @@ export MLFLOW_DISABLE_TELEMETRY := true
 MLFLOW_TRACKING_URI ?= sqlite:///$(shell .venv/bin/python -m vae.runtime.repository)/mlflow.db
 
 # DVC commits experiments. If git has no name and address for commits, the commits of DVC get these.
-IDENTITY := git config user.name > /dev/null && git config user.email > /dev/null || \
-  export GIT_COMMITTER_NAME=vae-pipeline GIT_COMMITTER_EMAIL=vae-pipeline@localhost
+STAND_IN := GIT_COMMITTER_NAME=vae-pipeline GIT_COMMITTER_EMAIL=vae-pipeline@localhost
+IDENTITY := git config user.name > /dev/null && git config user.email > /dev/null || export $(STAND_IN)
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20

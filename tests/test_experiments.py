@@ -43,6 +43,14 @@ def test_the_run_of_a_revision(repository, text, run):
     assert experiments.recorded_run(root, "HEAD", RESULT) == run
 
 
+def test_the_run_of_a_revision_in_a_folder_of_a_larger_repository(repository):
+    root, commit = repository
+    (root / "project/metrics").mkdir(parents=True)
+    (root / "project" / RESULT).write_text('{"run_id": "inner"}')
+    commit('{"run_id": "outer"}')
+    assert experiments.recorded_run(root / "project", "HEAD", RESULT) == "inner"
+
+
 def test_a_revision_without_the_file_has_no_run(repository):
     root, commit = repository
     commit("{}")
@@ -103,7 +111,7 @@ def test_an_experiment_is_recorded_again_from_its_files(tmp_path, monkeypatch):
     assert done == [
         ("tree", Path("/root"), "record-mine", "baseline", False),
         ("git", "checkout", "revision", "--", ".", tmp_path, None),
-        ("git", "reset", "--quiet", tmp_path, None),
+        ("git", "reset", "--quiet", "--intent-to-add", tmp_path, None),
         ("dvc", "checkout", "--force", tmp_path, None),
         (
             *("dvc", "repro", "--single-item", "--force", "track", tmp_path),
