@@ -122,3 +122,9 @@ def test_the_input_example_is_saved_without_running_the_model(tmp_path, monkeypa
     assert json.loads((tmp_path / info["artifact_path"]).read_text()) == example
     assert json.loads((tmp_path / info["serving_input_path"]).read_text()) == {"inputs": example}
     assert saved == [str(tmp_path / "MLmodel")]
+
+
+def test_the_code_of_a_model_has_no_secrets():
+    """A model takes the code in src/vae along, to the server too."""
+    names = ["model.py", "serving", ".env", "deploy.pem", "venv", "tracking", "__pycache__"]
+    assert set(names) - registry.NOT_SERVED("src/vae", names) == {"model.py", "serving"}

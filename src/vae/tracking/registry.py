@@ -11,12 +11,14 @@ from mlflow import MlflowClient, pyfunc
 from mlflow.models import Model
 
 from vae.params import Params
+from vae.tracking.changes import ENVIRONMENTS, SECRETS
 from vae.tracking.store import CHAMPION_METRIC
 
 CHAMPION, SPLIT = "champion", "data.validation"
 REQUIREMENTS = ("mlflow", "numpy", "pydantic", "pyyaml", "safetensors", "torch")  # of the served model
 LIBRARY = Path(__file__).parents[1]
-NOT_SERVED = shutil.ignore_patterns("__pycache__", "evaluation", "runtime", "tracking")  # code that no answer needs
+UNUSED = ("__pycache__", "evaluation", "runtime", "tracking")  # code that no answer needs
+NOT_SERVED = shutil.ignore_patterns(*UNUSED, *ENVIRONMENTS, *SECRETS)
 
 
 class Servable:
