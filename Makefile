@@ -11,8 +11,8 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
 # DVC commits experiments. If git has no name and address for commits, the commits of DVC get these.
-IDENTITY := git config user.name > /dev/null && git config user.email > /dev/null || \
-  export GIT_COMMITTER_NAME=vae-pipeline GIT_COMMITTER_EMAIL=vae-pipeline@localhost
+STAND_IN := GIT_COMMITTER_NAME=vae-pipeline GIT_COMMITTER_EMAIL=vae-pipeline@localhost
+IDENTITY := git config user.name > /dev/null && git config user.email > /dev/null || export $(STAND_IN)
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)

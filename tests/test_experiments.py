@@ -42,6 +42,14 @@ def test_the_run_of_a_revision(repository, text, run):
     assert experiments.recorded_run(root, "HEAD", RESULT) == run
 
 
+def test_the_run_of_a_revision_in_a_folder_of_a_larger_repository(repository):
+    root, commit = repository
+    (root / "project/metrics").mkdir(parents=True)
+    (root / "project" / RESULT).write_text('{"run_id": "inner"}')
+    commit('{"run_id": "outer"}')
+    assert experiments.recorded_run(root / "project", "HEAD", RESULT) == "inner"
+
+
 def test_a_revision_without_the_file_has_no_run(repository):
     root, commit = repository
     commit("{}")

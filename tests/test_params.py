@@ -202,6 +202,10 @@ def test_a_file_that_is_not_yaml(text):
     assert "not valid YAML" in refused(text)
 
 
+def test_conflict_marks_are_named():
+    assert "conflict marks" in refused("data:\n<<<<<<< HEAD\n  name: mnist\n=======\n  name: digits\n>>>>>>> other\n")
+
+
 def test_the_file_is_named_as_given(tmp_path):
     """Errors have the path that the user gave."""
     path = tmp_path / "other.yaml"

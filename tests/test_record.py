@@ -119,11 +119,22 @@ def test_a_state_that_has_a_run_gets_no_other(store, state, monkeypatch):
     assert experiment_names(run) == {"first", "second"}
 
 
-def test_an_uncommitted_change_is_in_the_run(store, state):
+def test_an_uncommitted_change_is_in_the_run(store, state, capsys):
+    """The names of the files that are left out are in the run too. A file that a stage may need is a warning."""
     Path("code.py").write_text("x = 1\n")
+    Path("unknown.py").write_text("x = 2\n")
+    Path("dvc.lock").write_text("stages: {train: {deps: [{path: code.py}, {path: table.csv}]}}\n")
+    Path("table.csv").write_text("1,2\n")
     run_id = records.record(state, store.root)
     assert store.get_run(run_id).data.tags[Tag.DIRTY] == "true"
-    assert "+x = 1" in store.recorded(run_id, "working-tree.diff")[0]
+    diff, left_out = store.recorded(run_id, "working-tree.diff", "left-out.json")
+    assert "+x = 1" in diff
+    assert "x = 2" not in diff
+    assert json.loads(left_out) == {
+        "needed": {"table.csv": "new; `git add` records it"},
+        "others": {"unknown.py": "new; `git add` records it"},
+    }
+    assert "warning: table.csv is not in the record" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("lost", ["hashes.json", "models/vae", "plots/latent.png", "."])

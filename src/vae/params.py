@@ -162,7 +162,7 @@ def parse(text: str, path: Path = Path("params.yaml")) -> Params:
         tree = yaml.load(text, Loader=yaml.BaseLoader)
     except yaml.YAMLError as error:
         if "<<<<<<< " in text:
-            raise InputError(f"{path} has conflict marks of a merge; resolve them by hand, as in code") from error
+            raise InputError(f"{path}: conflict marks of a merge; resolve them by hand, as in code") from error
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     try:
         return Params.model_validate(tree)

@@ -97,7 +97,7 @@ def worktree(root: Path, name: str, commit: str, keep: bool) -> Iterator[Path]:
         if folder.exists():
             shutil.rmtree(folder)
         try:
-            git("cat-file", "-e", f"{commit}^{{commit}}", folder=root)
+            found = git("rev-parse", "--verify", f"{commit}^{{commit}}", folder=root).decode().strip()
         except InputError as error:
             raise InputError(f"commit {commit} is not in this clone; fetch it with `git fetch --all` first") from error
         try:
@@ -106,7 +106,7 @@ def worktree(root: Path, name: str, commit: str, keep: bool) -> Iterator[Path]:
             alternates = folder / ".git/objects/info/alternates"
             alternates.parent.mkdir(exist_ok=True)
             alternates.write_bytes(os.fsencode((root / os.fsdecode(objects)).resolve()) + b"\n")
-            git("checkout", "--quiet", "--detach", commit, folder=folder)
+            git("checkout", "--quiet", "--detach", found, folder=folder)
             project = folder / os.fsdecode(inside)
             share_cache(root, project)
             yield project
