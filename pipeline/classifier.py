@@ -26,7 +26,10 @@ def main(params: Path, data_folder: Path, *, network: Path, result: Path) -> Non
             "validation_accuracy": classifier.accuracy(fitted, val_images, val_labels),
         }
     files.write_json(result, accuracy | {"sha256": files.sha256(network)})
-    print(f"test accuracy {accuracy['test_accuracy']:.4f}, validation {accuracy['validation_accuracy']:.4f}")
+    print(
+        f"test accuracy {accuracy['test_accuracy']:.4f}, validation {accuracy['validation_accuracy']:.4f} "
+        f"({len(val_labels)} images)"
+    )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from vae import data, device, model
+from vae.errors import InputError
 from vae.evaluation import metrics, plots
 from vae.params import load
 
@@ -17,21 +18,26 @@ STEPS = 11  # images of a traversal
 
 def main(params: Path, data_folder: Path, model_file: Path, *, result: Path, pictures: Path) -> None:
     config = load(params)
-    where = device.choose(config.train.device)
-    torch.set_num_threads(config.train.threads)
+    where = device.setup(config.train)
+    print(device.explain(config.evaluate.precision, where), flush=True)
     vae = model.load(model_file, where)
     test = data.load(data_folder, "t10k")
     grey = test.images.to(where)
     train, _ = data.split_validation(data.load(data_folder, "train").images, config.data.validation)
     train = train[: len(grey)].to(where)
 
-    with cores.turn(config.train.threads), device.autocast(where, config.evaluate.precision):
+    precision = device.precision(config.evaluate.precision, where)
+    with cores.turn(config.train.threads), device.autocast(where, precision):
         values = metrics.evaluate(vae, grey, train, config.evaluate)
-    files.write_json(result, values)
+    if doubt := metrics.doubt(values):
+        raise InputError(f"{result} is not written: {doubt}")
+    described = {"data": config.data.name, "binarization": config.data.binarization}  # nats of others do not compare
+    files.write_json(result, values | described | {"device": where.type, "precision": precision})
     draw(vae, data.unit(grey), test.labels, pictures)
     print(
         f"neg-ELBO {values['neg_elbo_nats']:.2f} nats, NLL <= {values['nll_iw_nats']:.2f} "
-        f"(K={values['importance_samples']}), {values['active_units']} active latents"
+        f"(K={values['importance_samples']}), {values['active_units']} active latents, {values['test_images']} test "
+        f"images of {config.data.name}"
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vae import data, device, model, prior
+from vae import data, device, model, prior, streams
 from vae.errors import InputError
 from vae.evaluation import plots
 from vae.params import load
@@ -19,8 +19,7 @@ STEPS = 12  # pictures of an interpolation, both ends included
 @torch.no_grad()
 def main(params: Path, data_folder: Path, model_file: Path, samples: Path) -> None:
     config = load(params)
-    where = device.choose(config.train.device)
-    torch.set_num_threads(config.train.threads)
+    where = device.setup(config.train)
     vae = model.load(model_file, where)
     _, validation = data.split_validation(data.load(data_folder, "train").images, config.data.validation)
     ends = 2 * config.generate.interpolations
@@ -29,7 +28,7 @@ def main(params: Path, data_folder: Path, model_file: Path, samples: Path) -> No
             f"{params}: generate.interpolations: {ends // 2} need {ends} validation images, and there are "
             f"{len(validation)}; lower it, or raise data.validation"
         )
-    generator = torch.Generator(where).manual_seed(config.generate.seed)
+    generator = streams.stream(config.generate.seed, "samples", where)
     count = config.generate.rows * config.generate.columns
 
     z = vae.prior.sample(max(count, ROW), generator)  # (N, D)

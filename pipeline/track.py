@@ -14,6 +14,7 @@ def main(
     data: Path,
     model: Path,
     curves: Path,
+    validation: Path,
     evaluation: Path,
     plots: Path,
     samples: Path,
@@ -21,7 +22,7 @@ def main(
     quality: Path,
     nearest: Path,
 ) -> None:
-    state = State(params, data, model, curves, evaluation, plots, samples)
+    state = State(params, data, model, curves, validation, evaluation, plots, samples)
     remove_if_stale(state, quality, nearest)
     run_id = record(state, repository.main_repository())
     files.write_json(run, {"run_id": run_id})

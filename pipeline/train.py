@@ -4,7 +4,7 @@ from vae.runtime import command, live
 
 OBSERVER = live.start()  # before the imports below, so that mlflow is imported there while torch is imported here
 
-from vae.runtime import checkpoint, cores, files, repository
+from vae.runtime import checkpoint, cores, files, machine, repository
 
 import sys
 import time
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from vae import data, device, params, training
+from vae import data, device, params, streams, training
 from vae.model import VAE
 from vae.model import save as save_model
 
@@ -27,21 +27,26 @@ def main(config_path: Path, data_folder: Path, *, model: Path, curves: Path, val
     # training reproduces the locked results.
     run.unlink(missing_ok=True)
     config = params.load(config_path)
-    torch.set_num_threads(config.train.threads)
-    images = data.load(data_folder, "train").images.to(device.choose(config.train.device))
+    where = device.setup(config.train)
+    print(device.explain(config.train.precision, where), flush=True)
+    images = data.load(data_folder, "train").images.to(where)
     split = data.split_validation(images, config.data.validation)
+    if (used := len(split[1])) < config.data.validation:
+        print(f"data.validation: {used} images, at most a fifth of {len(images)}, instead of {config.data.validation}")
     state = training.start(config, split[0])
 
     sections = config.model_dump_json(include=set(params.TRAINING))
     key = checkpoint.training_key(sections, [*data_folder.iterdir(), Path(__file__)])
-    root = repository.main_repository()
+    root, here = repository.main_repository(), machine.describe(config.train.threads, where.type)
     with checkpoint.checkpoint(root, key) as saved:
-        with live.follow(OBSERVER, config_path, root, key, saved.own) as feed:
+        with live.follow(OBSERVER, config_path, root, key, saved.own, here) as feed:
             records = run_epochs(state, split, config, saved, feed)
             files.write_csv(curves, training.COLUMNS, map(astuple, records))
-            # The figure by which sweeps are sorted.
-            files.write_json(validation, {"val_neg_elbo_nats": records[-1].val_neg_elbo_nats})
-            save_model(state.model, model)
+            # The figure by which sweeps are sorted, and the images that it is measured on.
+            files.write_json(
+                validation, {"val_neg_elbo_nats": records[-1].val_neg_elbo_nats, "validation_images": used}
+            )
+            save_model(state.model, model, device=where.type, precision=state.precision)
             feed.trained()
         saved.finish(model)  # when nothing can fail any more
     last = records[-1]
@@ -83,7 +88,7 @@ def run_epochs(
 @torch.no_grad()
 def digits(vae: VAE, seed: int) -> bytes:
     """Sampled digits, one grey byte for each pixel, with the same noise after each epoch."""
-    generator = torch.Generator(next(vae.parameters()).device).manual_seed(seed)
+    generator = streams.stream(seed, "epoch samples", next(vae.parameters()).device)
     return vae.sample(SHOWN, generator).mul(255).round().byte().cpu().numpy().tobytes()
 
 

@@ -136,3 +136,9 @@ def test_files_that_are_no_classifier(saved, network, vae, tmp_path):
     unknown = json.loads(metadata["classifier"]) | {"depth": 3}
     save_file(weights, saved, metadata={"classifier": json.dumps(unknown)})
     refused(saved)
+
+
+def test_more_than_ten_classes(config, grey):
+    """The error comes before the training."""
+    with pytest.raises(InputError, match="10 classes at most, and this data set has label 26"):
+        classifier.fit(grey, torch.arange(30).clamp(max=26).to(torch.uint8), config)

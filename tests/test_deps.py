@@ -55,9 +55,9 @@ def test_a_list_gets_what_it_lacks_and_loses_what_is_no_longer_imported():
 
 @pytest.mark.parametrize("stage", ["download", "track"])
 def test_code_that_only_observes_is_no_dependency(stage):
-    """The one exception is mirrors.py, because it decides what is downloaded."""
+    """The exceptions are the two modules that make the data."""
     found = {file for file in deps.closure(f"pipeline/{stage}.py") if file.startswith(deps.OBSERVERS)}
-    assert found == ({deps.MIRRORS} if stage == "download" else set())
+    assert found == (deps.SOURCES if stage == "download" else set())
 
 
 def test_a_new_stage_gets_its_script_and_imports():

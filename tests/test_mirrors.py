@@ -5,10 +5,12 @@ from vae.runtime import mirrors
 import contextlib
 import gzip
 import hashlib
+import io
 import os
 import socket
 import struct
 import threading
+import zipfile
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -354,12 +356,13 @@ def test_published_gzip_checksum(mirror, tmp_path, monkeypatch):
 
 
 def test_every_data_set_has_mirrors_and_checksums():
-    """Each has four checksums of 32 digits, and all checksums are different."""
+    """Each published file has a checksum of 32 digits, and all checksums are different."""
     checksums = mirrors.CONTENT_MD5 | mirrors.GZIP_MD5
     assert set(checksums) == set(mirrors.MIRRORS)
     assert all(mirrors.MIRRORS.values())
-    every = [checksum for four in checksums.values() for checksum in four]
-    assert len(every) == len(set(every)) == 4 * len(checksums)
+    assert all(len(found) == len(mirrors.published(name)) for name, found in checksums.items())
+    every = [checksum for found in checksums.values() for checksum in found]
+    assert len(every) == len(set(every)) == 4 * 3 + 1
     assert all(len(checksum) == 32 and int(checksum, 16) for checksum in every)
 
 
@@ -383,6 +386,55 @@ def test_present(mirror, tmp_path):
     mirrors.download("digits", tmp_path, {})
     assert not mirrors.present("mnist", tmp_path)
     assert mirrors.present("kmnist", tmp_path)  # its content has no published checksum
+
+
+def letters(transposed: np.ndarray, labels: np.ndarray) -> bytes:
+    """An archive like EMNIST's: compressed IDX files of several data sets, with transposed images."""
+    packets = io.BytesIO()
+    with zipfile.ZipFile(packets, "w") as archive:
+        archive.writestr("gzip/emnist-digits-train-labels-idx1-ubyte.gz", packed(b"others"))
+        for split, part in (("train", slice(None, -3)), ("test", slice(-3, None))):
+            count = len(labels[part])
+            images = struct.pack(">4i", 2051, count, 28, 28) + transposed[part].tobytes()
+            archive.writestr(f"gzip/emnist-letters-{split}-images-idx3-ubyte.gz", packed(images))
+            content = struct.pack(">2i", 2049, count) + labels[part].tobytes()
+            archive.writestr(f"gzip/emnist-letters-{split}-labels-idx1-ubyte.gz", packed(content))
+    return packets.getvalue()
+
+
+def test_letters_are_upright(make_mirror, tmp_path, monkeypatch):
+    """EMNIST comes in one archive, which is checked as a whole. Its images are transposed, and come out upright."""
+    generator = np.random.default_rng(0)
+    upright = generator.integers(0, 256, (8, 28, 28)).astype(np.uint8)
+    labels = generator.integers(1, 27, 8).astype(np.uint8)
+    archive, mirror = letters(upright.transpose(0, 2, 1), labels), make_mirror()
+    monkeypatch.setitem(mirrors.MIRRORS, "emnist-letters", (mirror.url,))
+    monkeypatch.setitem(mirrors.GZIP_MD5, "emnist-letters", (hashlib.md5(archive).hexdigest(),))
+    mirror.files = {"/set/gzip.zip": archive}
+    mirrors.download("emnist-letters", tmp_path / "data", {})
+    assert contents(tmp_path / "data") == dict(
+        zip(mirrors.FILES, mirrors.idx_files(upright, labels, test=3), strict=True)
+    )
+    assert mirror.requests == {"gzip.zip": 1}
+    assert mirrors.present("emnist-letters", tmp_path / "data")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "gzip.zip").write_bytes(archive + b"0")
+    mirror.files = {}
+    with pytest.raises(InputError, match=r"gzip\.zip of emnist-letters.*MD5.*HTTP 404.*that has gzip\.zip, or use"):
+        mirrors.download("emnist-letters", tmp_path / "bad", {"MNIST_MIRROR": str(tmp_path / "own")})
+    assert contents(tmp_path / "bad") == {}
+
+
+def test_images_of_your_own_are_no_mirror(mirror, tmp_path):
+    """If MNIST_MIRROR has other files, the checksum error names the way to use them."""
+    own = fill(tmp_path / "own")
+    (own / f"{LAST}.gz").write_bytes(packed(b"labels of other images"))
+    del mirror.files[f"/set/{LAST}.gz"]
+    message, _ = fails(tmp_path / "data", {"MNIST_MIRROR": str(own)})
+    assert f"{own} (MD5 " in message
+    assert "-S data.name=folder -S data.path=<folder>" in message
+    (own / f"{LAST}.gz").unlink()
+    assert "data.name=folder" not in fails(tmp_path / "data", {"MNIST_MIRROR": str(own)})[0]
 
 
 def test_a_folder_that_cannot_be_written(mirror, tmp_path):

@@ -44,7 +44,10 @@ def test_leaves_are_all_of_the_published_file(root, tree):
         for key, text in block.items():
             value = values[f"{section}.{key}"]
             assert value == getattr(getattr(params, section), key)
-            assert value == ([int(width) for width in text] if isinstance(text, list) else type(value)(text))
+            if isinstance(value, bool):
+                assert str(value).lower() == text
+            else:
+                assert value == ([int(width) for width in text] if isinstance(text, list) else type(value)(text))
 
 
 @pytest.mark.parametrize(

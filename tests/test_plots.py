@@ -124,6 +124,18 @@ def test_charts_are_the_same_each_time(tmp_path, latents):
     assert len(set(contents.values())) == len(contents)
 
 
+def test_every_class_has_a_colour(tmp_path, latents):
+    """Labels 20 and 25 are told apart, as in EMNIST's letters."""
+    mu, labels = latents
+    few, many = labels // 5 + 20, labels // 5 * 5 + 20
+    assert len(np.unique(few)) == len(np.unique(many)) == 2
+    for name, found in (("few", few), ("many", many)):
+        plots.save_latent_space(tmp_path / f"{name}.png", mu, found)
+    pictures = [np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")) for name in ("few", "many")]
+    colours = [{*map(tuple, picture.reshape(-1, 3))} for picture in pictures]
+    assert colours[0] != colours[1]
+
+
 def test_latents_are_ranked(tmp_path):
     """Bars are sorted, so the order of the latents does not matter."""
     kl = np.random.default_rng(0).random(12)

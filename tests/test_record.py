@@ -46,12 +46,14 @@ def state(tmp_path, root, monkeypatch, experiment):
         Path(name).write_text("stages: {}\n")
     Path("models/vae").write_text("model")
     Path("metrics/train.csv").write_text("epoch,val_neg_elbo_nats,lr\n1,100.5,0.1\n2,90.5,0.05\n")
+    Path("metrics/validation.json").write_text(json.dumps({"val_neg_elbo_nats": 90.5, "validation_images": 1200}))
     Path("metrics/evaluation.json").write_text(json.dumps(EVALUATION))
     for name in PICTURES:
         Image.fromarray(np.zeros((2, 2), np.uint8)).save(name)
     for command in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "base"]):
         subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@example.org", *command], check=True)
-    places = ("params.yaml", "data", "models/vae", "metrics/train.csv", "metrics/evaluation.json", "plots", "samples")
+    metrics = ("metrics/train.csv", "metrics/validation.json", "metrics/evaluation.json")
+    places = ("params.yaml", "data", "models/vae", *metrics, "plots", "samples")
     return State(*map(Path, places))
 
 
@@ -87,6 +89,7 @@ def test_a_state_becomes_one_whole_run(store, state):
         "lr": [0.1, 0.05],
         "neg_elbo_nats": [95.5],
         "active_units": [7.0],
+        "validation_images": [1200.0],
     }
     sections = {name.partition(".")[0] for name in run.data.params}
     assert sections == set(type(state.config).model_fields) - NOT_IN_PIPELINE

@@ -66,9 +66,9 @@ def client():
 def add(client, small):
     """Registers the model of a run, and returns the version of the champion."""
 
-    def register(run_id: str, value: float, **data: object) -> str:
-        config = small(data={"name": "mnist", "binarization": "dynamic", "validation": 100} | data)
-        registry.register(client, config, run_id, f"models:/m-of-{run_id}", value)
+    def register(run_id: str, value: float, split: str = "100 images of 0a", **data: object) -> str:
+        config = small(data={"name": "mnist", "binarization": "dynamic"} | data)
+        registry.register(client, config, run_id, f"models:/m-of-{run_id}", value, split)
         return client.models[registry.registered_name(config)]["champion"]
 
     return register
@@ -91,12 +91,28 @@ def test_a_run_is_registered_once(add, client):
     assert client.versions[0].model_id == "m-of-a"
 
 
-def test_values_of_different_validation_splits_are_not_compared(add, capsys):
+@pytest.mark.parametrize("other", ["200 images of 0a", "100 images of 0b"])
+def test_values_of_different_validation_splits_are_not_compared(add, capsys, other):
+    """Another number of validation images, or another data set of the same name."""
     assert add("a", 90.0) == "1"
-    assert add("b", 10.0, validation=200) == "1"
-    assert "not compared with the champion (version 1): it was scored on another data.validation" in (
+    assert add("b", 10.0, split=other) == "1"
+    assert "not compared with the champion (version 1): it was scored on other validation images" in (
         capsys.readouterr().out
     )
+
+
+def test_the_split_that_was_used_counts(add):
+    """`data.validation` may ask for more images than there are."""
+    assert add("a", 90.0, validation=5000) == "1"
+    assert add("b", 10.0, validation=100) == "2"
+
+
+def test_a_champion_without_a_split_stays(add, client, capsys):
+    """Version 1.0.0 did not note it."""
+    assert add("a", 90.0) == "1"
+    del client.versions[0].tags[registry.SPLIT]
+    assert add("b", 10.0) == "1"
+    assert "other validation images" in capsys.readouterr().out
 
 
 def test_a_champion_that_was_chosen_by_hand_stays(add, client, capsys):
@@ -123,7 +139,7 @@ def test_a_champion_that_cannot_be_loaded_is_none(add, client, capsys):
 
 
 def test_a_lost_champion_gives_way_only_to_a_model_of_the_same_split(add, client):
-    assert add("a", 90.0) == add("b", 95.0, validation=200) == "1"
+    assert add("a", 90.0) == add("b", 95.0, split="200 images of 0a") == "1"
     client.lost = {"models:/m-of-a"}
     lost = registry.lost_champion(client, "vae-mnist")
     assert lost.version == "1"
@@ -142,9 +158,9 @@ def test_a_champion_from_elsewhere_is_not_judged(add, client):
 
 def test_a_model_that_was_logged_again_is_a_new_version(add, client, small):
     add("a", 90.0)
-    config = small(data={"name": "mnist", "binarization": "dynamic", "validation": 100})
+    config = small(data={"name": "mnist", "binarization": "dynamic"})
     client.lost = {"models:/m-of-a"}
-    registry.register(client, config, "a", "models:/m-again", 90.0)
+    registry.register(client, config, "a", "models:/m-again", 90.0, "100 images of 0a")
     assert [item.source for item in client.versions] == ["models:/m-of-a", "models:/m-again"]
     assert client.models["vae-mnist"] == {"champion": "2"}
 

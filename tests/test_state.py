@@ -21,13 +21,15 @@ def state(tmp_path, root):
         "data/images",
         "models/vae",
         "metrics/train.csv",
+        "metrics/validation.json",
         "metrics/evaluation.json",
         "plots/a.png",
         "samples/b.png",
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
-    places = ("params.yaml", "data", "models/vae", "metrics/train.csv", "metrics/evaluation.json", "plots", "samples")
+    metrics = ("metrics/train.csv", "metrics/validation.json", "metrics/evaluation.json")
+    places = ("params.yaml", "data", "models/vae", *metrics, "plots", "samples")
     return State(*(tmp_path / place for place in places))
 
 
@@ -39,7 +41,14 @@ def again(state: State) -> str:
 def test_the_key_changes_with_every_file_and_param_and_with_nothing_else(state):
     keys = {again(state)}
     assert again(state) in keys
-    for path in (state.model, state.curves, state.evaluation, state.plots / "a.png", state.data / "images"):
+    for path in (
+        state.model,
+        state.curves,
+        state.validation,
+        state.evaluation,
+        state.plots / "a.png",
+        state.data / "images",
+    ):
         path.write_text("changed")
         assert again(state) not in keys
         keys.add(again(state))
@@ -65,7 +74,7 @@ def test_every_file_is_hashed_once(state, monkeypatch):
     for _ in range(2):
         assert all((state.key, state.model_sha256, state.data_sha256, state.output_hashes()))
     assert sorted(hashed) == sorted(set(hashed))
-    assert len(hashed) == 6
+    assert len(hashed) == 7
 
 
 def test_hashes_of_model_data_and_outputs(state):

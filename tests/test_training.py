@@ -119,7 +119,8 @@ def test_resumed_after_each_epoch_is_uninterrupted(start, other):
     assert len(expected) == 3 + other.get("prior_epochs", 0) + other.get("refine_epochs", 0)
     for epoch, checkpoint in enumerate(checkpoints, start=1):
         resumed = start(seed=77, **options)
-        resumed[0].generator.manual_seed(77)
+        for generator in resumed[0].streams.values():
+            generator.manual_seed(77)
         assert not same(resumed[0].model, whole[0].model)
         resumed[0].load_state_dict(torch.load(io.BytesIO(checkpoint), weights_only=True))
         assert run(resumed) == expected[epoch:]
@@ -310,7 +311,7 @@ def test_every_parameter_moves(start):
 @pytest.mark.parametrize("prior", ["mixture", "flow"])
 def test_epochs_of_the_prior(start, prior):
     """The last epochs train the prior. The networks stay the same bit for bit."""
-    fit, *images = start(prior=prior, epochs=3, prior_epochs=4, importance_samples=2)
+    fit, *images = start(prior=prior, epochs=3, prior_epochs=4, importance_samples=2, seed=1)
     records, states = [], []
     for record in training.fit(fit, *images, "dynamic"):
         records.append(record)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from vae import data, device, model
+from vae import data, device, model, streams
 from vae.errors import InputError
 from vae.evaluation import annealed_importance, readme
 from vae.params import load
@@ -14,15 +14,14 @@ from vae.params import load
 
 def main(params: Path, data_folder: Path, model_file: Path, *, result: Path, page: Path) -> None:
     config = load(params)
-    where = device.choose(config.train.device)
-    torch.set_num_threads(config.train.threads)
+    where = device.setup(config.train)
     vae = model.load(model_file, where).requires_grad_(False)  # only latents need gradients
     grey = data.load(data_folder, "t10k").images.to(where)
     if (count := config.annealing.images) > len(grey):
         raise InputError(f"{params}: annealing.images is {count}, but the test split has {len(grey)} images; lower it")
 
-    x = data.binarize(grey, torch.Generator(where).manual_seed(config.evaluate.seed))  # as in the stage `evaluate`
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(config.annealing.seed))
+    x = data.binarize(grey.cpu(), streams.test_pixels(config.evaluate.seed)).to(where)  # as in the stage `evaluate`
+    order = torch.randperm(len(x), generator=streams.stream(config.annealing.seed, "annealing images"))
     chosen = x[order[:count].to(where)]
     values = annealed_importance.evaluate(vae, chosen, config.annealing)
     files.write_json(result, values)

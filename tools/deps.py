@@ -9,7 +9,7 @@ from pathlib import Path
 from vae.errors import InputError
 
 OBSERVERS = ("src/vae/runtime/", "src/vae/tracking/")  # a change of these files changes no result of a stage
-MIRRORS = "src/vae/runtime/mirrors.py"  # the exception: it decides what is downloaded
+SOURCES = {"src/vae/runtime/images.py", "src/vae/runtime/mirrors.py"}  # the exceptions: they make the data
 
 
 def imported(path: Path) -> set[str]:
@@ -32,7 +32,7 @@ def closure(script: str) -> set[str]:
     found, queue = {script}, [script]
     while queue:
         for file in library_files(Path(queue.pop())) - found:
-            if file == MIRRORS or not file.startswith(OBSERVERS):
+            if file in SOURCES or not file.startswith(OBSERVERS):
                 found.add(file)
                 queue.append(file)
     return found

@@ -14,6 +14,7 @@ from torch.optim.adam import adam
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration (Jordan et al. 2024)
 STEPS = 5
 MOMENTUM = 0.95
+DECAY_SHARE = 0.7  # of a training with the schedule `stable-decay`
 EPSILON = 1e-14
 fused_adam = partial(
     adam, fused=True, amsgrad=False, beta1=0.9, beta2=0.999, weight_decay=0.0, eps=1e-8, maximize=False
@@ -21,11 +22,16 @@ fused_adam = partial(
 
 
 def rate_factor(schedule: str, progress: float, step: int, warmup_steps: int) -> float:
-    """The factor of the learning rates at `step`: a linear warm-up, then constant, or a half cosine to zero
-    (Loshchilov & Hutter 2017) as `progress` goes from 0 to 1."""
+    """The factor of the learning rates at `step`: a linear warm-up, then as `progress` goes from 0 to 1 constant, a
+    half cosine to zero (Loshchilov & Hutter 2017), or constant and in the last part a line to zero (Zhai et al. 2022).
+    Raises KeyError for another schedule."""
     warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
-    decay = 0.5 * (1 + math.cos(math.pi * progress)) if schedule == "cosine" else 1.0
-    return warmup * decay
+    decay = {
+        "constant": 1.0,
+        "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
+        "stable-decay": min(1.0, (1 - progress) / DECAY_SHARE),
+    }
+    return warmup * decay[schedule]
 
 
 def orthogonalizer(grams: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vae.errors import InputError
 
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
-Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Width = Annotated[int, Field(ge=1, le=16384)]
@@ -28,7 +28,11 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    name: Literal["mnist", "fashion-mnist", "kmnist", "digits"]
+    name: Literal["mnist", "fashion-mnist", "kmnist", "emnist-letters", "digits", "folder"]
+    path: Annotated[str, Field(min_length=1)]
+    resize: bool
+    grey: bool
+    split_seed: Seed
     validation: Count
     binarization: Literal["dynamic", "none"]
 
@@ -62,12 +66,13 @@ class Train(Section):
     prior_learning_rate: Positive
     flow_learning_rate: Positive
     muon_learning_rate: Positive
-    schedule: Literal["constant", "cosine"]
+    schedule: Literal["constant", "cosine", "stable-decay"]
     warmup_steps: Annotated[int, Field(ge=0)]
     kl_warmup_epochs: NonNegative
     gradient_clip: NonNegative
     device: Literal["auto", "cpu", "cuda"]
-    precision: Literal["bf16", "fp32"]
+    instructions: Literal["native", "avx2"]
+    precision: Literal["auto", "bf16", "fp32"]
     threads: Annotated[int, Field(ge=1, le=1024)]
 
 
@@ -75,7 +80,7 @@ class Evaluate(Section):
     seed: Seed
     importance_samples: Count
     grey_samples: Count
-    precision: Literal["bf16", "fp32"]
+    precision: Literal["auto", "bf16", "fp32"]
 
 
 class Generate(Section):

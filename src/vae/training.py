@@ -8,19 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vae import augmentation, data, device, objective
+from vae import augmentation, data, device, objective, streams
 from vae.errors import InputError
 from vae.model import VAE
 from vae.optimizers import Adam, Muon, Optimizer
 from vae.params import Params, Train
 from vae.prior import Flow
 from vae.schedule import Schedule
+from vae.streams import Purpose
 
 COLUMNS = ("epoch", "train_neg_elbo_nats", "val_neg_elbo_nats", "rate_nats", "distortion_nats", "lr")
 VALIDATION_BATCH = 1000
 VALIDATION_SEED = 0  # fixed, so that trainings of all seeds are compared on the same pixels
+VALIDATION_STREAMS: tuple[Purpose, ...] = ("validation pixels", "validation posterior")
+STREAMS: tuple[Purpose, ...] = ("order", "augmentation", "pixels", "posterior")
 DECODED_AT_ONCE = 2048  # samples of z
-COLLAPSED_NATS = 1.0  # a lower rate is too little to tell three kinds of images apart
+COLLAPSED_NATS = math.log(10)  # a lower rate is too little to tell ten kinds of images apart
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,10 @@ def inputs(grey: Tensor, binarization: str, generator: torch.Generator) -> Tenso
 @torch.no_grad()
 def validate(model: VAE, grey: Tensor, binarization: str) -> float:
     """The mean neg-ELBO of a split, in nats, with the same noise at each call. grey (V, P) uint8."""
-    generator = torch.Generator(grey.device).manual_seed(VALIDATION_SEED)
+    pixels, noise = (streams.stream(VALIDATION_SEED, name, grey.device) for name in VALIDATION_STREAMS)
     total = 0.0
     for batch in grey.split(VALIDATION_BATCH):
-        rate, distortion = objective.elbo_terms(model, inputs(batch, binarization, generator), generator)
+        rate, distortion = objective.elbo_terms(model, inputs(batch, binarization, pixels), noise)
         total += (rate + distortion).sum(dtype=torch.float64).item()
     return total / len(grey)
 
@@ -82,7 +85,9 @@ class Fit:
         self.config = config
         self.network_optimizers, self.prior_optimizers = build_optimizers(model, config)
         self.schedule = Schedule(config, learned_prior=bool(self.prior_optimizers))
-        self.generator = torch.Generator(next(model.parameters()).device).manual_seed(config.seed)
+        self.device = next(model.parameters()).device
+        self.precision = device.precision(config.precision, self.device)
+        self.streams = {name: streams.stream(config.seed, name, self.device) for name in STREAMS}
         self.epoch = 0
         self.distortion = math.nan  # of the last epoch that trained the networks
 
@@ -96,7 +101,7 @@ class Fit:
             "distortion": self.distortion,
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "generator": self.generator.get_state(),
+            "streams": {name: generator.get_state() for name, generator in self.streams.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -105,7 +110,8 @@ class Fit:
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.generator.set_state(state["generator"].cpu())
+        for name, generator in self.streams.items():
+            generator.set_state(state["streams"][name].cpu())
 
     def _gradients(self, x: Tensor, beta: float, samples: int) -> Tensor:
         """Computes the gradients on a batch (B, P). `beta` is the weight of the rate, `samples` the K of the objective.
@@ -113,13 +119,12 @@ class Fit:
         Returns the batch's mean rate and distortion, on the device. (2,)."""
         total = torch.zeros(2, device=x.device)
         for part in x.split(max(1, DECODED_AT_ONCE // samples)):
-            with device.autocast(self.generator.device, self.config.precision):
+            with device.autocast(self.device, self.precision):
+                noise = self.streams["posterior"]
                 if samples > 1:
-                    loss, rate, distortion = objective.importance_weighted_loss(
-                        self.model, part, samples, beta, self.generator
-                    )
+                    loss, rate, distortion = objective.importance_weighted_loss(self.model, part, samples, beta, noise)
                 else:
-                    rate, distortion = objective.elbo_terms(self.model, part, self.generator)
+                    rate, distortion = objective.elbo_terms(self.model, part, noise)
                     loss = beta * rate + distortion
             (loss.sum() / len(x)).backward()
             total += torch.stack([rate.detach().sum(), distortion.detach().sum()])
@@ -128,8 +133,8 @@ class Fit:
     def _prior_gradients(self, x: Tensor, samples: int) -> Tensor:
         """Computes the gradients of the prior alone on a batch (B, P), from `samples` samples of each image.
         Returns the batch's mean rate. (1,)."""
-        with device.autocast(self.generator.device, self.config.precision):
-            rate = objective.prior_rate(self.model, x, samples, self.generator).mean()
+        with device.autocast(self.device, self.precision):
+            rate = objective.prior_rate(self.model, x, samples, self.streams["posterior"]).mean()
         rate.backward()
         return rate.detach()[None]
 
@@ -137,12 +142,13 @@ class Fit:
         """Takes a step on every batch of the images.
         Returns their mean rate and distortion, or their mean rate alone if the networks are frozen, and the last factor
         of the networks' learning rates."""
-        order = torch.randperm(len(train), generator=self.generator, device=train.device)  # (N,)
+        order = torch.randperm(len(train), generator=self.streams["order"], device=train.device)  # (N,)
         batches = order.split(self.config.batch_size)
         steps = self.schedule.of_epoch(self.epoch, len(batches))
         total = torch.zeros((), device=train.device)
         for now, batch in zip(steps, batches, strict=True):
-            x = inputs(augmentation.augment(train[batch], now.moved, self.generator), binarization, self.generator)
+            moved = augmentation.augment(train[batch], now.moved, self.streams["augmentation"])
+            x = inputs(moved, binarization, self.streams["pixels"])
             self.model.zero_grad(set_to_none=True)
             if now.prior_alone:
                 terms = self._prior_gradients(x, now.samples)
@@ -167,7 +173,7 @@ class Fit:
         rate, *distortion = means.tolist()
         (self.distortion,) = distortion or [self.distortion]
         self.epoch += 1
-        with device.autocast(self.generator.device, self.config.precision):
+        with device.autocast(self.device, self.precision):
             val = validate(self.model, validation, binarization)
         lr = factor * self.network_optimizers[-1].learning_rate  # Muon's, if there is one
         values = (rate + self.distortion, val, rate, self.distortion, lr)
@@ -176,7 +182,7 @@ class Fit:
 
 def start(params: Params, train: Tensor) -> Fit:
     """A new model and the state of its training, from the seed and the training images (N, P) alone."""
-    torch.manual_seed(params.train.seed)  # torch's initializers take no generator
+    torch.manual_seed(streams.derived(params.train.seed, "weights"))  # torch's initializers take no generator
     model = VAE(params.model).to(train.device)
     if params.train.initial_bias == "data-mean":
         start_at_mean(model, train)
@@ -188,7 +194,7 @@ def collapse(record: Record) -> str | None:
     if record.rate_nats >= COLLAPSED_NATS:
         return None
     return (
-        f"the latents carry {record.rate_nats:.2f} nats, so all images are decoded alike; lower train.learning_rate or "
+        f"the latents carry {record.rate_nats:.2f} nats, too few to tell ten kinds of images apart; lower train.learning_rate or "
         "train.muon_learning_rate, or raise train.warmup_steps or train.kl_warmup_epochs"
     )
 

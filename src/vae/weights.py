@@ -1,5 +1,6 @@
 """Networks as safetensors files: the weights, and the configuration to build the network from."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -11,17 +12,19 @@ from torch import nn
 
 from vae.errors import InputError
 
+TRAINED = "trained"  # the key of the device and the precision
 Config = TypeVar("Config", bound=BaseModel)
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def save(network: nn.Module, path: Path) -> None:
-    """Writes the weights of a network, and its `config`. Equal weights give equal bytes."""
+def save(network: nn.Module, path: Path, **trained: str) -> None:
+    """Writes the weights of a network, its `config`, and how it was `trained`. Equal arguments give equal bytes."""
     config: BaseModel = network.config  # type: ignore[assignment]
     weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     kind = type(config).__name__.lower()
-    save_file(weights, path, metadata={kind: config.model_dump_json()})  # one key, because two have no fixed order
+    described = config.model_dump() | ({TRAINED: trained} if trained else {})
+    save_file(weights, path, metadata={kind: json.dumps(described)})  # one key, because two have no fixed order
 
 
 def load(path: Path, schema: type[Config], build: Callable[[Config], Network], remedy: str, device: str) -> Network:
@@ -32,11 +35,13 @@ def load(path: Path, schema: type[Config], build: Callable[[Config], Network], r
         raise InputError(f"{path}: no such {kind}; {remedy}")
     try:
         with safe_open(path, framework="pt", device=device) as file:
-            config = schema.model_validate_json((file.metadata() or {})[kind])
+            described = dict(json.loads((file.metadata() or {})[kind]))
+            described.pop(TRAINED, None)
+            config = schema.model_validate(described)
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         network = build(config).to(device)
         network.load_state_dict(weights)
-    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: not a {kind} of this project ({reason}); {remedy}") from error
     return network.eval()

@@ -73,7 +73,8 @@ def test_a_record_that_was_cut_short_is_continued(project, tmp_path, monkeypatch
     store = project.at(f"sqlite:///{tmp_path / 'other.db'}")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
     monkeypatch.chdir(project.folder)
-    files = ("data", "models/vae.safetensors", "metrics/train.csv", "metrics/evaluation.json", "plots", "samples")
+    metrics = ("metrics/train.csv", "metrics/validation.json", "metrics/evaluation.json")
+    files = ("data", "models/vae.safetensors", *metrics, "plots", "samples")
     state = State(Path("params.yaml"), *map(Path, files))
     changed = tmp_path / "params.yaml"
     changed.write_text(state.params.read_text().replace("grey_samples: 2", "grey_samples: 3"))

@@ -136,21 +136,21 @@ def test_the_champion_is_the_best_on_the_validation_split(project):
     experiment = client.get_run(first.run_id).info.experiment_id
     runs = [client.create_run(experiment).info.run_id for _ in range(5)]
 
-    def champion_after(run_id, config, value) -> int:
+    def champion_after(run_id, split, value) -> int:
         """The version of the champion after a model with this value has been registered."""
-        register(client, config, run_id, first.source, value)
+        register(client, config, run_id, first.source, value, split)
         return int(client.get_model_version_by_alias(name, "champion").version)
 
-    assert champion_after(runs[0], config, score + 1) == 1  # worse
-    assert champion_after(runs[1], config, score - 1) == 3  # better
-    split = config.data.model_copy(update={"validation": config.data.validation - 1})
-    other = config.model_copy(update={"data": split})
-    assert champion_after(runs[2], other, 1.0) == 3  # far better, on images of its own
-    assert champion_after(runs[3], config, 1.0) == 5
-    assert champion_after(runs[3], config, 1.0) == 5  # tried again: no other version
+    split = first.tags["validation_split"]
+    assert split.startswith(f"{project.json('metrics/validation.json')['validation_images']} images of ")
+    assert champion_after(runs[0], split, score + 1) == 1  # worse
+    assert champion_after(runs[1], split, score - 1) == 3  # better
+    assert champion_after(runs[2], "12 images of 0123", 1.0) == 3  # far better, on images of its own
+    assert champion_after(runs[3], split, 1.0) == 5
+    assert champion_after(runs[3], split, 1.0) == 5  # tried again: no other version
     versions = client.search_model_versions(f"name = '{name}'")
     assert len(versions) == 5
-    compared = [version for version in versions if version.tags["data.validation"] == str(config.data.validation)]
+    compared = [version for version in versions if version.tags["validation_split"] == split]
     assert min(compared, key=lambda version: float(version.tags[CURVE])).version == 5
     client.delete_model_version_tag(name, "5", CURVE)  # as one that was chosen by hand
-    assert champion_after(runs[4], config, 0.5) == 5
+    assert champion_after(runs[4], split, 0.5) == 5

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vae import objective
+from vae import objective, streams
 from vae.evaluation import metrics
 from vae.model import VAE
 from vae.params import Annealing
@@ -150,7 +150,7 @@ def simulate(model: VAE, count: int, generator: torch.Generator) -> tuple[Tensor
 def evaluate(model: VAE, x: Tensor, config: Annealing) -> dict[str, Any]:
     """All of metrics/annealing.json: means over images, in nats, with one standard error.
     Each of `annealing.importance_samples` is measured on the binary test images x (N, P)."""
-    generator = torch.Generator(x.device).manual_seed(config.seed)
+    generator = streams.stream(config.seed, "annealing", x.device)
     annealed = upper_bound(model, x, config, generator)  # (N,)
     weighted: list[dict[str, float]] = []
     for samples in config.importance_samples:

@@ -9,15 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vae import weights
+from vae import streams, weights
 from vae.data import unit
 from vae.errors import InputError
 from vae.idx import SIDE
 from vae.optimizers import Adam, rate_factor
 from vae.params import Classifier
 
-CLASSES = 10  # of every data set that data.name can name
+CLASSES = 10
 CHUNK = 1000  # images at a time outside training
+STREAMS: tuple[streams.Purpose, ...] = ("classifier order", "classifier shifts")
 
 
 class Network(nn.Module):
@@ -56,16 +57,20 @@ def shift(x: Tensor, most: int, generator: torch.Generator) -> Tensor:
 def fit(images: Tensor, labels: Tensor, config: Classifier) -> Network:
     """Minimizes the mean cross-entropy on shifted grey images, by Adam.
     Shapes: images (N, P) uint8, labels (N,) uint8.
-    Raises InputError if the loss is no longer finite."""
-    torch.manual_seed(config.seed)  # torch's initializers take no generator
+    Raises InputError if there are more than ten classes, or the loss is no longer finite."""
+    if labels.max() >= CLASSES:
+        raise InputError(
+            f"quality is measured for {CLASSES} classes at most, and this data set has label {labels.max()}"
+        )
+    torch.manual_seed(streams.derived(config.seed, "classifier weights"))  # torch's initializers take no generator
     network = Network(config)
     optimizer = Adam(network.parameters(), config.learning_rate)
-    generator = torch.Generator().manual_seed(config.seed)
+    order, shifts = (streams.stream(config.seed, name) for name in STREAMS)
     steps = config.epochs * math.ceil(len(images) / config.batch_size)
-    orders = (torch.randperm(len(images), generator=generator) for _ in range(config.epochs))
-    batches = (batch for order in orders for batch in order.split(config.batch_size))
+    orders = (torch.randperm(len(images), generator=order) for _ in range(config.epochs))
+    batches = (batch for images_of_epoch in orders for batch in images_of_epoch.split(config.batch_size))
     for step, batch in enumerate(tqdm(batches, total=steps, unit="batch", disable=None)):
-        logits = network(shift(unit(images[batch]), config.shift, generator))  # (B, C)
+        logits = network(shift(unit(images[batch]), config.shift, shifts))  # (B, C)
         loss = F.cross_entropy(logits, labels[batch].long())  # images
         network.zero_grad(set_to_none=True)
         loss.backward()

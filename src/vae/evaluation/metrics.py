@@ -3,18 +3,22 @@ Images and samples are taken in chunks, so that memory grows with neither."""
 
 import hashlib
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from vae import data, objective
+from vae.streams import stream, test_pixels
 from vae.idx import PIXELS
 from vae.model import VAE
 from vae.params import Evaluate
 
 ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, section 5.2
+ERRORS = 3  # standard errors: a figure that is further on the wrong side of its limit is no accident
+ROUNDING_NATS = 1e-3  # of sums in float32
+LEAST_EFFECTIVE = 1.01  # importance samples
 CHUNK = 2048  # images decoded at a time: 6 MB of float32 pixels
 
 
@@ -117,17 +121,40 @@ def traversals(model: VAE, mu: Tensor, latents: Tensor, steps: int) -> Tensor:
     return model.means(mu[0] + offsets)
 
 
+def doubt(values: dict[str, Any]) -> str | None:
+    """Why the figures of an evaluation cannot be right, or say nothing, with the way out. None if nothing is wrong."""
+    retrain = "train longer, or lower train.learning_rate or train.muon_learning_rate"
+    samples, elbo, bound = (values[name] for name in ("importance_samples", "neg_elbo_nats", "nll_iw_nats"))
+    errors = [name for name in values if name.endswith("_stderr") and (samples > 1 or not name.startswith("effective"))]
+    if wrong := [name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)]:
+        return f"{wrong[0]} is {values[wrong[0]]}; {retrain}, or take more test images than {values['test_images']}"
+    if same := [name for name in errors if values[name] == 0]:
+        return f"{same[0]} is 0, so all test images have one score; check that they differ"
+    if (rate := values["rate_nats"]) < -ERRORS * values["rate_nats_stderr"]:
+        return f"the mean rate is {rate:.2f} nats, and it cannot be negative; {retrain}, or change evaluate.seed"
+    if bound > elbo + ROUNDING_NATS:
+        return f"the importance-weighted bound, {bound:.3f}, is above the neg-ELBO, {elbo:.3f}; use precision fp32"
+    if values["active_units"] == 0:
+        return f"no latent is active, so the model decodes all images alike; {retrain}"
+    if samples > 1 and (size := values["effective_sample_size"]) < LEAST_EFFECTIVE:
+        return f"of {samples} importance samples only {size:.2f} count, so the bound is mostly noise; {retrain}"
+    return None
+
+
 def evaluate(model: VAE, grey: Tensor, train: Tensor, config: Evaluate) -> dict[str, float | int | str]:
     """All of metrics/evaluation.json: means over the images of the test split, in nats.
 
     The binarization is drawn once, from the seed alone, so that every model is scored on the same binary images. ELBO,
     rate and distortion are means over the samples of the importance-weighted bound. Training images show overfitting.
     Shapes: grey (N, P) uint8, train (M, P) uint8."""
-    samples, generator = config.importance_samples, torch.Generator(grey.device).manual_seed(config.seed)
-    x = data.binarize(grey, generator)  # (N, P)
-    binary = over_images(model, x, samples, generator, f"importance-weighted bound, K={samples}")
-    score = over_images(model, data.unit(grey), config.grey_samples, generator, "grey values")
-    fitted = over_images(model, data.binarize(train, generator), 1, generator, "training images")
+    seed, samples, where = config.seed, config.importance_samples, grey.device
+    x = data.binarize(grey.cpu(), test_pixels(seed)).to(where)  # (N, P), the same pixels on every device
+    noise = stream(seed, "test posterior", where)
+    binary = over_images(model, x, samples, noise, f"importance-weighted bound, K={samples}")
+    noise = stream(seed, "grey posterior", where)
+    score = over_images(model, data.unit(grey), config.grey_samples, noise, "grey values")
+    seen, noise = data.binarize(train, stream(seed, "fitted pixels", where)), stream(seed, "fitted posterior", where)
+    fitted = over_images(model, seen, 1, noise, "training images")
     mu, _ = posterior(model, x)
     values = means(
         {

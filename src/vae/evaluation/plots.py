@@ -1,5 +1,6 @@
 """Pictures from arrays. Grids of digits are PNGs of their own pixels. Charts are drawn by matplotlib."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,8 +76,10 @@ def save_latent_space(path: Path, mu: NDArray, labels: NDArray) -> None:
 
     points, share = principal_components(mu)
     figure, axes = _axes(6.4, 5.2)
-    scatter = axes.scatter(points[:, 0], points[:, 1], c=labels, cmap="tab10", vmin=-0.5, vmax=9.5, s=3, linewidths=0)
-    figure.colorbar(scatter, ticks=range(10), label="class")
+    classes = max(10, int(labels.max()) + 1)
+    colours, most = "tab10" if classes == 10 else "turbo", classes - 0.5
+    scatter = axes.scatter(points[:, 0], points[:, 1], c=labels, cmap=colours, vmin=-0.5, vmax=most, s=3, linewidths=0)
+    figure.colorbar(scatter, ticks=range(0, classes, math.ceil(classes / 30)), label="class")
     for label in np.unique(labels):
         x, y = np.median(points[labels == label], axis=0)
         outline = withStroke(linewidth=3, foreground="white")

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vae import data
+from vae import data, streams
 from vae.errors import InputError
 from vae.evaluation import classifier, distances
 from vae.model import VAE
@@ -26,7 +26,7 @@ def measure(network: classifier.Network, vae: VAE, train: Tensor, test: Tensor, 
     """Draws as many samples as there are test images, at most `quality.samples`, and does this `quality.draws` times.
     Figures are means over the draws. Shapes: train (N, P) uint8, test (M, P) uint8.
     Raises InputError if there are too few samples for `quality.neighbours`."""
-    generator = torch.Generator().manual_seed(config.seed)
+    generator = streams.stream(config.seed, "quality")
     count = min(config.samples, len(test), len(train))  # equal numbers, because a distance of few points is too large
     if count <= config.neighbours:
         raise InputError(

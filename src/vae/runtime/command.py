@@ -7,9 +7,11 @@ import errno
 import gc
 import inspect
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 from vae.errors import InputError
@@ -21,6 +23,23 @@ gc.set_threshold(100_000)
 # libgomp reads this when torch is loaded. It limits how long a waiting thread spins: without a limit, trainings that
 # share a core take five times as long.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, products on a GPU do not repeat their bits
+
+# The libraries read these when torch is loaded. Then every x86-64 CPU with AVX2 gives the same bits.
+AVX2_ALONE = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"}
+INSTRUCTIONS = re.compile(r"^ +instructions: *[\"']?avx2\b", re.MULTILINE)  # in params.yaml
+
+
+def limit_instructions(arguments: list[str]) -> None:
+    """Sets the variables above if the params.yaml that a script gets as its first argument says so.
+    It is read as text, because the script checks it against the schema later, and names what is wrong."""
+    path = Path(*arguments[1:2])
+    if path.suffix == ".yaml" and path.is_file() and INSTRUCTIONS.search(path.read_text(errors="replace")):
+        os.environ.update(AVX2_ALONE)
+
+
+limit_instructions(sys.argv)
 
 LOCAL = "127.0.0.1,localhost"
 

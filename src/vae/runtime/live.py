@@ -40,9 +40,9 @@ class Feed:
             while self.unsent:
                 del self.unsent[: os.write(self.pipe, self.unsent)]
 
-    def open(self, params: Path, root: Path, key: str) -> None:
-        """Names the training that the observer follows."""
-        self._send({"params": str(params), "root": str(root), "key": key})
+    def open(self, params: Path, root: Path, key: str, machine: dict[str, str]) -> None:
+        """Names the training that the observer follows, and the machine on which it runs."""
+        self._send({"params": str(params), "root": str(root), "key": key, "machine": machine})
 
     def log(self, record: dict[str, Any], seconds: float) -> None:
         """Sends one epoch: a row of metrics/train.csv, and the time that it took."""
@@ -88,7 +88,9 @@ def start() -> subprocess.Popen[bytes]:
 
 
 @contextmanager
-def follow(observer: subprocess.Popen[bytes], params: Path, root: Path, key: str, own: bool) -> Iterator[Feed]:
+def follow(
+    observer: subprocess.Popen[bytes], params: Path, root: Path, key: str, own: bool, machine: dict[str, str]
+) -> Iterator[Feed]:
     """Has the observer open the MLflow run of the training `key`, and end it when the block ends.
     A training that was killed and started again continues its run. If another process runs the same training (`own` is
     False), that process's run stands for both, and the observer here does nothing.
@@ -96,7 +98,7 @@ def follow(observer: subprocess.Popen[bytes], params: Path, root: Path, key: str
     and ends the run as KILLED."""
     feed = Feed(observer)
     if own:
-        feed.open(params, root, key)
+        feed.open(params, root, key, machine)
     outcome = "FAILED"
     try:
         yield feed

@@ -4,9 +4,11 @@ from vae.runtime import network
 
 import gzip
 import hashlib
+import io
 import os
 import tempfile
 import time
+import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -33,6 +35,7 @@ MIRRORS = {
     ),
     "fashion-mnist": ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",),
     "kmnist": ("http://codh.rois.ac.jp/kmnist/dataset/kmnist",),
+    "emnist-letters": ("https://biometrics.nist.gov/cs_links/EMNIST",),
 }
 
 # MD5 of the decompressed content, because a mirror may have compressed it again.
@@ -50,7 +53,7 @@ CONTENT_MD5 = {
         "15d484375f8d13e6eb1aabb0c3f46965",
     ),
 }
-# MD5 of the published gzip file, for the data set whose content has no published checksum (torchvision's list).
+# MD5 of the published file, for data sets whose content has no published checksum (torchvision's list).
 GZIP_MD5 = {
     "kmnist": (
         "bdb82020997e1d708af4cf47b453dcf7",
@@ -58,7 +61,9 @@ GZIP_MD5 = {
         "5c965bf0a639b31b8f53240b1b52f4d7",
         "7320c461ea6c1c855c0b718fb2a4b134",
     ),
+    "emnist-letters": ("58c8d27c78d21e728a6bc7b3cc06412e",),
 }
+ARCHIVES = {"emnist-letters": "gzip.zip"}  # data sets that are published in one archive, with others
 
 Pause = Callable[[float], None]  # waits for that many seconds
 
@@ -82,16 +87,21 @@ def sources(name: str, environment: dict[str, str]) -> list[str]:
     return ([own] if own else []) + list(MIRRORS[name])
 
 
+def published(name: str) -> tuple[str, ...]:
+    """The files that a source of a data set has."""
+    return (ARCHIVES[name],) if name in ARCHIVES else tuple(f"{file}.gz" for file in FILES)
+
+
 def _read(source: str, file: str) -> bytes:
-    """The compressed bytes of `file` from a folder or URL."""
+    """The bytes of `file` from a folder or URL."""
     if not source.startswith(("http://", "https://")):
-        return (Path(source.removeprefix("file://")).expanduser() / f"{file}.gz").read_bytes()
-    url, plain = f"{source.rstrip('/')}/{file}.gz", {"Accept-Encoding": "identity"}  # the .gz itself, not its content
+        return (Path(source.removeprefix("file://")).expanduser() / file).read_bytes()
+    url, plain = f"{source.rstrip('/')}/{file}", {"Accept-Encoding": "identity"}  # the .gz itself, not its content
     with requests.get(url, stream=True, timeout=TIMEOUT_SECONDS, headers=plain) as response:
         response.raise_for_status()
         total = int(response.headers.get("Content-Length", 0)) or None
         content = bytearray()
-        with tqdm(total=total, desc=f"{file}.gz", unit="B", unit_scale=True, disable=None) as bar:
+        with tqdm(total=total, desc=file, unit="B", unit_scale=True, disable=None) as bar:
             for chunk in response.raw.stream(CHUNK_BYTES, decode_content=False):
                 content += chunk
                 bar.update(len(chunk))
@@ -103,8 +113,9 @@ def _read(source: str, file: str) -> bytes:
 
 
 def _verified(name: str, index: int, compressed: bytes) -> bytes:
-    """Decompresses a file and checks it. Raises ValueError or OSError if the content is not the published one."""
-    content = gzip.decompress(compressed)
+    """Checks a file, and decompresses it unless it is an archive.
+    Raises ValueError or OSError if the content is not the published one."""
+    content = compressed if name in ARCHIVES else gzip.decompress(compressed)
     if name in CONTENT_MD5:
         expected, actual = CONTENT_MD5[name][index], hashlib.md5(content).hexdigest()
     else:
@@ -127,7 +138,7 @@ def _try(name: str, index: int, candidates: list[str], pause: Pause) -> tuple[by
     for source in candidates:
         for attempt in range(ATTEMPTS):
             try:
-                return _verified(name, index, _read(source, FILES[index])), failures
+                return _verified(name, index, _read(source, published(name)[index])), failures
             except SourceFailure as error:
                 if attempt + 1 < ATTEMPTS and _transient(error):
                     pause(2.0**attempt)
@@ -139,14 +150,32 @@ def _try(name: str, index: int, candidates: list[str], pause: Pause) -> tuple[by
 
 def _contents(name: str, candidates: list[str], pause: Pause) -> Iterator[tuple[str, bytes]]:
     """The verified files of a data set, by name. Raises InputError if no source has one of them."""
-    for index, file in enumerate(FILES):
+    for index, file in enumerate(published(name)):
         content, failures = _try(name, index, candidates, pause)
         if not content:
-            raise InputError(
-                f"{file}.gz of {name}: no source has it: {'; '.join(map(str, failures))}. Set MNIST_MIRROR to a folder "
-                "or URL that has the four .gz files, or use the bundled data: dvc exp run -S data.name=digits"
+            wanted = ARCHIVES.get(name, "the four .gz files")
+            own = "; for images of your own: -S data.name=folder -S data.path=<folder>" * (
+                any("(MD5 " in str(failure) for failure in failures)
             )
-        yield file, content
+            raise InputError(
+                f"{file} of {name}: no source has it: {'; '.join(map(str, failures))}. Set MNIST_MIRROR to a folder or "
+                f"URL that has {wanted}, or use the bundled data: dvc exp run -S data.name=digits{own}"
+            )
+        yield from _letters(content) if name in ARCHIVES else [(FILES[index], content)]
+
+
+def _letters(archive: bytes) -> Iterator[tuple[str, bytes]]:
+    """The four files of EMNIST's letters (Cohen et al. 2017), with labels 1 to 26, from the archive of all its parts.
+    The images in the archive are transposed. Here they are upright."""
+    with zipfile.ZipFile(io.BytesIO(archive)) as members:
+        for file in FILES:
+            name = file.replace("t10k", "test")
+            content = gzip.decompress(members.read(f"gzip/emnist-letters-{name}.gz"))
+            if "images" in file:
+                start = idx.HEADER["images"].size
+                images = np.frombuffer(content, np.uint8, offset=start).reshape(-1, idx.SIDE, idx.SIDE)
+                content = content[:start] + images.transpose(0, 2, 1).tobytes()
+            yield file, content
 
 
 def present(name: str, folder: Path) -> bool:
@@ -158,7 +187,10 @@ def present(name: str, folder: Path) -> bool:
 
 
 def unreachable(name: str, environment: dict[str, str]) -> list[Failure]:
-    """Why each source failed to give the smallest file. Empty if one of them gave it."""
+    """Why each source failed to give the smallest file. Empty if one of them gave it, or if the only file is an
+    archive, which is too large to be fetched twice."""
+    if name in ARCHIVES:
+        return []
     smallest = FILES.index("t10k-labels-idx1-ubyte")
     content, failures = _try(name, smallest, sources(name, environment), time.sleep)
     return [] if content else failures

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vae import model
+from vae import model, streams
 from vae.errors import InputError
 from vae.idx import SIDE
 
@@ -24,9 +24,8 @@ class Inference:
     @torch.inference_mode()
     def generate(self, count: int, seed: int | None) -> Rows:
         """New images from the prior, other ones at each call if there is no seed. Returns (count, P)."""
-        generator = torch.Generator()
-        generator.manual_seed(generator.seed() if seed is None else seed)
-        return self.vae.sample(count, generator).tolist()
+        chosen = torch.Generator().seed() if seed is None else seed
+        return self.vae.sample(count, streams.stream(chosen, "served samples")).tolist()
 
     @torch.inference_mode()
     def decode(self, latents: Rows) -> Rows:

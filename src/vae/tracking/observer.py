@@ -29,7 +29,7 @@ DIGITS_BY_EPOCH = "training_samples"  # the key of the pictures
 class OpenRun:
     """The MLflow run of a training that is going on. It stays open for the track stage if the training ends well."""
 
-    def __init__(self, path: Path, root: Path, key: str) -> None:
+    def __init__(self, path: Path, root: Path, key: str, machine: dict[str, str]) -> None:
         config = params.load(path)
         self.store = Store(root, config.track.experiment)
         name = os.environ.get("DVC_EXP_NAME") or f"train-{key[:7]}"
@@ -43,6 +43,7 @@ class OpenRun:
             tags = {Tag.TRAINING: key, Tag.PLACE: repository.address(root), "mlflow.source.name": SOURCE}
             run = self.store.create_run(self.store.experiment.experiment_id, tags=tags, run_name=name)
             self.run_id = run.info.run_id
+        self.store.set_tags(self.run_id, machine)
         leaves = params.leaves(config)
         trained = {name: value for name, value in leaves.items() if name.partition(".")[0] in params.TRAINING}
         self.store.log_params(self.run_id, trained)
@@ -90,7 +91,7 @@ def observe() -> None:
             message = json.loads(line)
             outcome = message.get("outcome", outcome)
             if "key" in message:
-                opening = Path(message["params"]), Path(message["root"]), message["key"]
+                opening = Path(message["params"]), Path(message["root"]), message["key"], message["machine"]
             if opening and not run:  # tried again at each message, until the store answers
                 run = OpenRun(*opening)
             match message:

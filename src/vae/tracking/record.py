@@ -13,6 +13,7 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Run
 from PIL import Image
+from safetensors import safe_open
 
 from vae.errors import InputError
 from vae.params import NOT_IN_PIPELINE, leaves, load, parse
@@ -22,6 +23,7 @@ from vae.tracking.changes import Changes, uncommitted_changes
 from vae.tracking.state import State, dependencies, read_curves
 from vae.tracking.store import CHAMPION_METRIC, SOURCE, Store, Tag, experiment_names, store_lock
 
+IMAGES = "validation_images"
 FINAL_STEP = 0  # of test metrics and pictures, because the UI compares runs at equal steps
 
 
@@ -69,13 +71,15 @@ def _write(store: Store, state: State, damaged: list[Run]) -> str:
         used = {name: value for name, value in leaves(config).items() if name.partition(".")[0] not in NOT_IN_PIPELINE}
         store.log_params(run_id, used)
         store.log_metrics(run_id, [row for row in curves if row[0] not in stored])
-        evaluation = read_json(state.evaluation)
+        evaluation, validation = read_json(state.evaluation), read_json(state.validation)
         final = {name: float(value) for name, value in evaluation.items() if not isinstance(value, str)}
+        final[IMAGES] = validation[IMAGES]
         store.log_metrics(run_id, [(FINAL_STEP, final)] if not final.keys() & run.data.metrics.keys() else [])
         store.log_inputs(run_id, [dataset_input(state)])
         log_files(store, run_id, state, changes)
         uri = store.model_of(run) or servable.log_model(run_id, state.model)
-        registry.register(store, config, run_id, uri, curves[-1][1][CHAMPION_METRIC])
+        split = f"{validation[IMAGES]} images of {state.data_sha256[:16]}"
+        registry.register(store, config, run_id, uri, validation[CHAMPION_METRIC], split)
         add_experiment(store, found)
         store.set_tags(run_id, provenance(state, dirty=bool(changes.diff)))  # last, because the key marks a whole run
         store.delete_tag(run_id, Tag.PENDING)
@@ -95,9 +99,17 @@ def provenance(state: State, dirty: bool) -> dict[str, str]:
         "mlflow.source.git.commit": commit,
         "mlflow.source.name": SOURCE,
         Tag.EXPERIMENT: os.environ.get("DVC_EXP_NAME", ""),
+        **trained_on(state.model),
         Tag.BASELINE: os.environ.get("DVC_EXP_BASELINE_REV", ""),
     }
     return {name: value for name, value in tags.items() if value}
+
+
+def trained_on(model: Path) -> dict[str, str]:
+    """The device and the precision that a model file names. Empty for a file that names none."""
+    with safe_open(model, framework="numpy") as file:
+        described = json.loads((file.metadata() or {}).get("model", "{}"))
+    return {f"model.{name}": value for name, value in described.get("trained", {}).items()}
 
 
 def dataset_input(state: State) -> DatasetInput:
@@ -118,7 +130,7 @@ def log_files(client: MlflowClient, run_id: str, state: State, changes: Changes)
             key = f"{folder.name}_{picture.stem}"  # the same in each run
             if not any(name.startswith(key) for name in shown):
                 log_picture(client, run_id, key, picture)
-    for path in (state.model, state.curves, state.evaluation):
+    for path in (state.model, state.curves, state.validation, state.evaluation):
         client.log_artifact(run_id, str(path), path.parent.name)
     for path in (state.params, Path("dvc.yaml"), Path("dvc.lock")):
         if path.is_file():

@@ -7,7 +7,7 @@ from vae.params import Params
 from vae.tracking import servable
 from vae.tracking.store import CHAMPION_METRIC, Store
 
-CHAMPION, SPLIT = "champion", "data.validation"
+CHAMPION, SPLIT = "champion", "validation_split"
 
 
 def registered_name(config: Params) -> str:
@@ -16,13 +16,12 @@ def registered_name(config: Params) -> str:
     return f"{name}-grey" if config.data.binarization == "none" else name
 
 
-def register(store: Store, config: Params, run_id: str, uri: str, value: float) -> None:
-    """Registers the model of a run. It becomes the champion if it beats the present one on the validation split.
-    A champion that cannot be loaded is none."""
+def register(store: Store, config: Params, run_id: str, uri: str, value: float, split: str) -> None:
+    """Registers the model of a run. It becomes the champion if it beats the present one on the same validation images.
+    `split` names these images: their number, and the data set by its hash. A champion that cannot be loaded is none."""
     name = registered_name(config)
     if not store.search_registered_models(f"name = '{name}'"):
         store.create_registered_model(name)
-    split = str(config.data.validation)
     present = store.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
     scored = {CHAMPION_METRIC: repr(value), SPLIT: split}
     registered = [version for version in present if version.source == uri]
@@ -35,10 +34,10 @@ def register(store: Store, config: Params, run_id: str, uri: str, value: float) 
         verdict = "it is the first champion"
     elif str(champion) == str(new.version):
         verdict = "it is the champion"
-    elif tags.get(SPLIT, split) != split:
-        verdict = f"not compared with the champion (version {champion}): it was scored on another {SPLIT}"
     elif CHAMPION_METRIC not in tags:
         verdict = f"not compared with the champion (version {champion}): it was chosen by hand"
+    elif tags.get(SPLIT) != split:
+        verdict = f"not compared with the champion (version {champion}): it was scored on other validation images"
     else:
         best = float(tags[CHAMPION_METRIC])
         better = value < best

@@ -25,6 +25,7 @@ class State:
     data: Path
     model: Path
     curves: Path
+    validation: Path
     evaluation: Path
     plots: Path
     samples: Path
@@ -37,7 +38,7 @@ class State:
     @property
     def outputs(self) -> tuple[Path, ...]:
         """The files and folders that a reproduction must make again."""
-        return self.model, self.curves, self.evaluation, self.plots, self.samples
+        return self.model, self.curves, self.validation, self.evaluation, self.plots, self.samples
 
     @cached_property
     def hashes(self) -> dict[Path, str]:
