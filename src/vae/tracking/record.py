@@ -179,9 +179,9 @@ def record_serving(params: Path, run_id: str, root: Path) -> None:
     code cannot answer with this model."""
     store = Store(root, load(params).track.experiment)
     with store_errors(store.uri), store_lock(root), tempfile.TemporaryDirectory() as scratch:
-        sha256_of_model = store.run_tags(run_id, Tag.KEY, Tag.MODEL)[Tag.MODEL]
+        tags = store.run_tags(run_id, Tag.KEY, Tag.MODEL, Tag.DATA)
         hashes, text = store.recorded(run_id, "hashes.json", "params.yaml")
-        name = next(name for name, digest in json.loads(hashes).items() if digest == sha256_of_model)
+        name = next(name for name, digest in json.loads(hashes).items() if digest == tags[Tag.MODEL])
         servable.check(model := Path(store.download_artifacts(run_id, name, scratch)))
         mlflow.set_tracking_uri(store.uri)
         mlflow.set_experiment(experiment_id=store.experiment.experiment_id)
@@ -189,5 +189,6 @@ def record_serving(params: Path, run_id: str, root: Path) -> None:
         if versions := store.search_model_versions(f"run_id = '{run_id}'"):
             registry.register_again(store, versions, uri)
         else:
-            value = store.get_run(run_id).data.metrics[CHAMPION_METRIC]
-            registry.register(store, parse(text, Path(f"{run_id}/params.yaml")), run_id, uri, value)
+            config, metrics = parse(text, Path(f"{run_id}/params.yaml")), store.get_run(run_id).data.metrics
+            split = f"{metrics[IMAGES]:.0f} images of {tags[Tag.DATA][:16]}"
+            registry.register(store, config, run_id, uri, metrics[CHAMPION_METRIC], split)
