@@ -1,7 +1,7 @@
 # Every target sets up .venv by itself; there is nothing to install or to activate first.
 # It runs with GNU make 3.81 and bash 3.2, which macOS has.
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-matrix lint deps ui setup which doctor reproduce serving leaderboard bounds bench
+.PHONY: help run test test-fast test-matrix lint deps ui setup which sync doctor reproduce serving leaderboard bounds bench
 SHELL := bash
 
 PYTHON ?= python3
@@ -9,25 +9,38 @@ PYTHON ?= python3
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
-MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
+
+# DVC commits experiments. If git has no name and address for commits, the commits of DVC get these.
+STAND_IN := GIT_COMMITTER_NAME=vae-pipeline GIT_COMMITTER_EMAIL=vae-pipeline@localhost
+IDENTITY := git config user.name > /dev/null && git config user.email > /dev/null || export $(STAND_IN)
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# Repeated only if the lock file or the metadata of the package has changed, or if another build of torch is asked for.
+# Repeated only if the lock file or the metadata of the package has changed, if another build of torch is asked for, or if
+# the folder was moved: the commands of an environment have absolute paths.
 .venv/installed: requirements.lock pyproject.toml
+	@said="$$(LC_ALL=C git cat-file -e HEAD:./dvc.yaml 2>&1)" && exit; set -f; \
+	case "$$said" in *safe.directory*) ;; *) said="$$said; DVC needs git and a clone: use \`git clone\`, or make this \
+	folder a repository with \`git init && git add --all && git commit -m start\`" ;; esac; \
+	echo "error:" $$said >&2; exit 1
 	@$(PYTHON) tools/install.py .venv requirements.lock "$(TORCH)" "$(TORCH_INDEX)"
+	@echo '$(IDENTITY)' >> .venv/bin/activate
+	@python -m vae.tracking.worktree
 
 ifneq ($(TORCH),)
 ifneq ($(TORCH),$(shell cat .venv/torch 2> /dev/null))
 .PHONY: .venv/installed
 endif
 endif
+ifeq ($(shell grep -lsF "$$(pwd -P)/.venv/" .venv/bin/dvc),)
+.PHONY: .venv/installed
+endif
 
 setup: .venv/installed  ## install requirements.lock into .venv; TORCH=cpu: without the libraries for GPUs
 
 run: setup  ## the whole pipeline: dvc repro on MNIST, or on the bundled digits if no mirror answers
-	@python tools/reachable.py params.yaml data && answer=0 || answer=$$?; \
+	@$(IDENTITY); python tools/reachable.py params.yaml data && answer=0 || answer=$$?; \
 	case $$answer in \
 	0) dvc repro ;; \
 	3) dvc exp run -S data.name=digits -S train.batch_size=64 -S train.epochs=60 -S train.augmentation=0.8 ;; \
@@ -51,16 +64,16 @@ deps: setup  ## write the imports of each stage into the deps of dvc.yaml and qu
 	@python tools/deps.py dvc.yaml quality/dvc.yaml
 
 ui: setup  ## the MLflow UI on the project's store
-	@case "$(MLFLOW_TRACKING_URI)" in http*) echo "the UI of this store is at $(MLFLOW_TRACKING_URI)"; exit 1 ;; esac
-	@python -c 'import socket, sys; sys.exit("error: another program uses port %s (AirPlay uses 5000 on macOS); PORT=5001 make ui" % sys.argv[1] if not socket.socket().connect_ex(("127.0.0.1", int(sys.argv[1]))) else 0)' $${PORT:-5000}
-	@echo "MLflow UI: http://127.0.0.1:$${PORT:-5000}  (choose Model training at the top left, then the experiment)"
-	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --backend-store-uri "$(MLFLOW_TRACKING_URI)" --host 127.0.0.1 --port $${PORT:-5000} --workers 1
+	@python tools/ui.py params.yaml "$${PORT:-5000}"
 
 which: setup  ## NAME=...: the run of this experiment, or the experiment of this run
 	@python tools/which.py params.yaml metrics/mlflow.json "$(NAME)"
 
-doctor: setup  ## find runs and experiments that have lost each other; MEND=1 repairs them
-	@python tools/doctor.py params.yaml metrics/mlflow.json $(if $(MEND),--mend)
+sync: setup  ## give the present state its MLflow run without running anything; REV=... a commit or experiment; DRY=1
+	@python tools/sync.py params.yaml metrics/mlflow.json "$(REV)" $(if $(DRY),--dry)
+
+doctor: setup  ## what is wrong with git, environment, store, links and machine; MEND=1 mends what it can
+	@$(IDENTITY); python tools/doctor.py params.yaml metrics/mlflow.json $(if $(MEND),--mend)
 
 reproduce: setup  ## RUN=...: run a recorded MLflow run again from scratch, and compare every file
 	@python tools/reproduce.py params.yaml "$(RUN)"

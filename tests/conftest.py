@@ -3,6 +3,7 @@
 from vae.runtime import command, mirrors
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,12 @@ from vae.model import VAE
 from vae.prior import StandardNormal
 
 command.ask_local_servers_directly()  # also if the user has a proxy, tests reach the servers that they start
+# The user's settings of git change no test. A hook of git, or a shell, may have set variables that lead git elsewhere.
+for name in [name for name in os.environ if name.startswith("GIT_")]:
+    del os.environ[name]
+os.environ |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull, "GIT_CONFIG_COUNT": "1"}
+os.environ |= {"GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"}  # the files may be of another owner
+
 ROOT = Path(__file__).parents[1]
 SMALL = {
     "model": {

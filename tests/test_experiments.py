@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -43,6 +42,14 @@ def test_the_run_of_a_revision(repository, text, run):
     assert experiments.recorded_run(root, "HEAD", RESULT) == run
 
 
+def test_the_run_of_a_revision_in_a_folder_of_a_larger_repository(repository):
+    root, commit = repository
+    (root / "project/metrics").mkdir(parents=True)
+    (root / "project" / RESULT).write_text('{"run_id": "inner"}')
+    commit('{"run_id": "outer"}')
+    assert experiments.recorded_run(root / "project", "HEAD", RESULT) == "inner"
+
+
 def test_a_revision_without_the_file_has_no_run(repository):
     root, commit = repository
     commit("{}")
@@ -81,32 +88,4 @@ def test_experiments_of_all_commits_are_listed_with_their_runs(tmp_path, monkeyp
         Experiment("a", "rev-a", "base1", "run-a"),
         Experiment("b", "rev-b", "base1", None),
         Experiment("c", "rev-c", "base2", "run-c"),
-    ]
-
-
-def test_an_experiment_is_recorded_again_from_its_files(tmp_path, monkeypatch):
-    """`track` runs in a work tree of its baseline. The files of the experiment are uncommitted changes there."""
-    done = []
-
-    @contextmanager
-    def tree(root, name, commit, keep):
-        done.append(("tree", root, name, commit, keep))
-        yield tmp_path
-
-    def execute(command, folder, environment=None):
-        done.append((*command, folder, environment))
-
-    monkeypatch.setattr(experiments, "worktree", tree)
-    monkeypatch.setattr(experiments, "execute", execute)
-    monkeypatch.setattr(experiments, "git", lambda *words, folder: execute(["git", *words], folder))
-    experiments.record_again(Path("/root"), Experiment("mine", "revision", "baseline", None))
-    assert done == [
-        ("tree", Path("/root"), "record-mine", "baseline", False),
-        ("git", "checkout", "revision", "--", ".", tmp_path, None),
-        ("git", "reset", "--quiet", tmp_path, None),
-        ("dvc", "checkout", "--force", tmp_path, None),
-        (
-            *("dvc", "repro", "--single-item", "--force", "track", tmp_path),
-            {"DVC_ROOT": "/root", "DVC_EXP_NAME": "mine", "DVC_EXP_BASELINE_REV": "baseline"},
-        ),
     ]

@@ -9,6 +9,8 @@ import math
 
 import pytest
 
+from vae.errors import InputError
+
 
 @pytest.mark.parametrize("content", [b"", b"caf\xe9\r\n", bytes(3_000_000)], ids=["empty", "text", "large"])
 def test_the_hash_is_of_the_bytes(tmp_path, content):
@@ -55,3 +57,18 @@ def test_a_file_is_replaced(tmp_path):
     assert path.read_text() == "{}\n"
     files.write_csv(path, ["x"], [])
     assert path.read_text() == "x\n"
+
+
+def test_conflict_marks_are_named(tmp_path):
+    """Git leaves them in a file, if two branches have changed it."""
+    path = tmp_path / "quality.json"
+    path.write_text('{\n<<<<<<< HEAD\n"a": 1\n=======\n"a": 2\n>>>>>>> other\n}\n')
+    for read in (files.read_text, files.read_json):
+        with pytest.raises(InputError, match=r"quality\.json has conflict marks.*git checkout --ours") as caught:
+            read(path)
+        assert "\n" not in str(caught.value)
+    path.write_text("{")
+    with pytest.raises(InputError, match=r"quality\.json is not JSON.*git restore") as caught:
+        files.read_json(path)
+    files.write_json(path, {"a": "<<<<<<< "})
+    assert files.read_json(path) == {"a": "<<<<<<< "}

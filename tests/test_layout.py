@@ -27,7 +27,7 @@ RULES = {
     "serving": (CORE | {"serving"}, {"torch", "mlflow", "numpy", "PIL", "pydantic"}),
     "tracking": (
         {"params", "errors", "runtime", "evaluation.plots", "tracking"},
-        {"mlflow", "dvc", "filelock", "numpy", "PIL", "safetensors"},
+        {"mlflow", "dvc", "filelock", "numpy", "PIL", "safetensors", "sqlalchemy", "yaml"},
     ),
 }
 RULES["runtime"][1].update({"tqdm", "urllib3"})
@@ -181,6 +181,46 @@ def test_a_clone_has_the_same_bytes_whatever_git_does_with_line_ends(tmp_path):
     for path in listed():
         name = path.relative_to(ROOT)
         assert (clone / name).read_bytes() == (original / name).read_bytes(), name
+
+
+def test_a_merge_leaves_no_conflict_marks_in_results(tmp_path):
+    """Both branches have run. The text results of the current branch stay whole, and git says that they conflict."""
+    locks = ("dvc.lock", "quality/dvc.lock")
+    outs = [
+        item
+        for name in ("dvc.yaml", "quality/dvc.yaml")
+        for stage in stages_of(name).values()
+        for item in outputs(stage)
+    ]
+    results = {*locks, *(out for out in outs if out.endswith((".json", ".csv")))}
+    assert {"metrics/evaluation.json", "metrics/train.csv", "metrics/mlflow.json", "metrics/quality.json"} <= results
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org"]
+
+    def commit(content: str) -> None:
+        for name in results:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(content)
+        for command in (["add", "--all"], ["commit", "--quiet", "--message", content]):
+            subprocess.run([*git, *command], cwd=tmp_path, check=True)
+
+    subprocess.run([*git, "init", "--quiet", "--initial-branch", "main"], cwd=tmp_path, check=True)
+    shutil.copy(ROOT / ".gitattributes", tmp_path)
+    commit("base")
+    subprocess.run([*git, "checkout", "--quiet", "-b", "other"], cwd=tmp_path, check=True)
+    commit("theirs")
+    subprocess.run([*git, "checkout", "--quiet", "main"], cwd=tmp_path, check=True)
+    commit("ours")
+    assert subprocess.run([*git, "merge", "other"], cwd=tmp_path, capture_output=True).returncode == 1
+    assert {(tmp_path / name).read_text() for name in results} == {"ours"}
+    listing = ["git", "diff", "--name-only", "--diff-filter=U"]
+    unmerged = subprocess.run(listing, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert set(unmerged.split()) == results
+
+
+def outputs(stage: dict) -> list[str]:
+    """The paths of a stage's outputs, metrics and plots."""
+    items = [item for kind in ("outs", "metrics", "plots") for item in stage.get(kind, [])]
+    return [name for item in items for name in (item if isinstance(item, dict) else [item])]
 
 
 def test_the_version_is_the_same_everywhere():

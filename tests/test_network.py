@@ -14,7 +14,7 @@ import requests
 from mlflow import MlflowClient
 
 from vae.errors import InputError
-from vae.tracking.store import store_errors
+from vae.tracking.address import store_errors
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 CERTIFICATES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")

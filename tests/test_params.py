@@ -67,6 +67,9 @@ def test_leaves_are_all_of_the_published_file(root, tree):
         ("track", "experiment", "012", "012"),
         ("track", "experiment", "1e3", "1e3"),
         ("track", "experiment", "no", "no"),
+        ("track", "experiment", "/Shared/vae", "/Shared/vae"),  # Databricks
+        ("track", "experiment", "/Users/a.b+c@example.org/vae", "/Users/a.b+c@example.org/vae"),
+        ("track", "experiment", "team/vae", "team/vae"),
     ],
 )
 def test_dialects_of_yaml_give_the_obvious_value(tree, section, key, text, value):
@@ -132,6 +135,11 @@ def test_values_that_are_not_numbers_are_refused(tree, section, key, text):
         ("annealing", "chains", "0"),
         ("track", "experiment", "'a b'"),
         ("track", "experiment", "''"),
+        ("track", "experiment", "/"),
+        ("track", "experiment", "team/"),
+        ("track", "experiment", "team//vae"),
+        ("track", "experiment", "../vae"),
+        ("track", "experiment", "a" * 251),
         ("track", "registered_model", "a/b"),
         ("classifier", "channels", "[16]"),
         ("classifier", "shift", "-1"),
@@ -195,6 +203,10 @@ def test_a_file_that_is_no_mapping(text):
 def test_a_file_that_is_not_yaml(text):
     """The parser's error of several lines becomes one line."""
     assert "not valid YAML" in refused(text)
+
+
+def test_conflict_marks_are_named():
+    assert "conflict marks" in refused("data:\n<<<<<<< HEAD\n  name: mnist\n=======\n  name: digits\n>>>>>>> other\n")
 
 
 def test_the_file_is_named_as_given(tmp_path):

@@ -1,6 +1,7 @@
 """The recipes are valid changes to the committed params.yaml. `make run` starts the pipeline on reachable data."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -101,3 +102,67 @@ def test_make_run(tmp_path, answer, started):
     assert done.stdout.startswith(started)
     assert bool(done.stdout) == bool(started)
     assert (done.returncode == 0) == bool(started)
+
+
+def make(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs make, without what `make test` sets."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")} | variables
+    return subprocess.run(["make", *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("zip", r"not a git repository.*git init && git add --all && git commit"),
+        ("no commit", r"git clone.*git init && git add --all && git commit"),
+        ("no git", r"git: command not found.*git clone"),
+        ("owner", r"dubious ownership.*git config --global --add safe\.directory .*project"),
+    ],
+)
+def test_a_folder_that_git_does_not_know_is_said_before_the_set_up(tmp_path, kind, words):
+    """The set-up takes minutes, and DVC works only in a git repository with a commit."""
+    project = tmp_path / "a project"
+    project.mkdir()
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, project)
+    program(tmp_path / "bin/python3", f"touch '{tmp_path}/started'; exit 9")
+    variables = {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}", "LC_ALL": "C"}
+    if kind in ("no commit", "owner"):
+        subprocess.run(["git", "init", "--quiet"], cwd=project, check=True)
+    if kind == "owner":
+        variables |= {"GIT_TEST_ASSUME_DIFFERENT_OWNER": "1", "GIT_CONFIG_COUNT": "0"}
+    if kind == "no git":
+        for name in ("bash", "make", "tr", "sed", "touch"):
+            (tmp_path / "bin" / name).symlink_to(shutil.which(name) or "/none")
+        variables["PATH"] = str(tmp_path / "bin")
+    done = make(project, "setup", **variables)
+    assert done.returncode
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert re.search(words, line)
+    assert ("safe.directory" in line) == (kind == "owner")
+    assert not (tmp_path / "started").exists()
+
+
+@pytest.mark.parametrize("configured", [True, False])
+def test_commits_of_dvc_have_an_author_even_if_git_has_none(tmp_path, configured):
+    """By `make run`, and in a terminal that has sourced .venv/bin/activate. The user's own identity comes first."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("requirements.lock", "pyproject.toml", "dvc.yaml"):
+        (tmp_path / name).touch()
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    for command in ("init --quiet", "add --all", "commit --quiet --message base"):
+        subprocess.run(["git", *identity, *command.split()], cwd=tmp_path, check=True)
+    if configured:
+        for setting in ("user.name", "user.email"):
+            subprocess.run(["git", "config", setting, "mine"], cwd=tmp_path, check=True)
+    told = 'echo "${GIT_COMMITTER_NAME:-none} ${GIT_COMMITTER_EMAIL:-none}"'
+    # The stand-in for `python -m venv` makes an environment whose python does nothing, and whose dvc is the test's.
+    venv = "\n".join(["mkdir -p .venv/bin", "echo : > .venv/bin/activate", "cp bin/python bin/dvc .venv/bin"])
+    program(tmp_path / "bin/python3", venv)
+    program(tmp_path / "bin/python", "exit 0")
+    program(tmp_path / "bin/dvc", told)
+    expected = "none none" if configured else "vae-pipeline vae-pipeline@localhost"
+    done = make(tmp_path, "run", PYTHON=str(tmp_path / "bin/python3"))
+    assert done.stdout.splitlines()[-1:] == [expected], done.stderr
+    command = ["bash", "-euc", f"source .venv/bin/activate; {told}"]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout.strip() == expected

@@ -13,6 +13,7 @@ from PIL import Image
 from vae.errors import InputError
 from vae.params import NOT_IN_PIPELINE
 from vae.tracking import record as records
+from vae.tracking.places import local_path
 from vae.tracking.state import State
 from vae.tracking.store import Store, Tag, experiment_names
 
@@ -41,7 +42,8 @@ def state(tmp_path, root, monkeypatch, experiment):
     Path("params.yaml").write_text(text.replace("experiment: vae", f"experiment: {experiment}"))
     for name in ("data/images", "models/vae", "metrics/train.csv", *PICTURES):
         Path(name).parent.mkdir(exist_ok=True)
-    Path("data/images").write_text("images")
+    for name in ("dvc.yaml", "dvc.lock", "data/images"):
+        Path(name).write_text("stages: {}\n")
     Path("models/vae").write_text("model")
     Path("metrics/train.csv").write_text("epoch,val_neg_elbo_nats,lr\n1,100.5,0.1\n2,90.5,0.05\n")
     Path("metrics/validation.json").write_text(json.dumps({"val_neg_elbo_nats": 90.5, "validation_images": 1200}))
@@ -60,7 +62,7 @@ def store(database, monkeypatch, experiment):
     """A real store. Models are neither logged nor registered in it, because that takes seconds."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database / 'mlflow.db'}")
     monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)  # which `record` sets
-    monkeypatch.setattr(records.servable, "log_model", lambda run_id, _: f"models:/{run_id}")
+    monkeypatch.setattr(Store, "model_of", lambda _, run: f"models:/{run.info.run_id}")
     monkeypatch.setattr(records.registry, "register", lambda *_: None)
     for name in ("DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
         monkeypatch.delenv(name, raising=False)
@@ -120,11 +122,56 @@ def test_a_state_that_has_a_run_gets_no_other(store, state, monkeypatch):
     assert experiment_names(run) == {"first", "second"}
 
 
-def test_an_uncommitted_change_is_in_the_run(store, state):
+def test_an_uncommitted_change_is_in_the_run(store, state, capsys):
+    """The names of the files that are left out are in the run too. A file that a stage may need is a warning."""
     Path("code.py").write_text("x = 1\n")
+    Path("unknown.py").write_text("x = 2\n")
+    Path("dvc.lock").write_text("stages: {train: {deps: [{path: code.py}, {path: table.csv}]}}\n")
+    Path("table.csv").write_text("1,2\n")
     run_id = records.record(state, store.root)
     assert store.get_run(run_id).data.tags[Tag.DIRTY] == "true"
-    assert "+x = 1" in store.recorded(run_id, "working-tree.diff")[0]
+    diff, left_out = store.recorded(run_id, "working-tree.diff", "left-out.json")
+    assert "+x = 1" in diff
+    assert "x = 2" not in diff
+    assert json.loads(left_out) == {
+        "needed": {"table.csv": "new; `git add` records it"},
+        "others": {"unknown.py": "new; `git add` records it"},
+    }
+    assert "warning: table.csv is not in the record" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lost", ["hashes.json", "models/vae", "plots/latent.png", "."])
+def test_a_damaged_record_is_written_again_whole(store, state, monkeypatch, capsys, lost):
+    """Into the same run, so that all links to it stay. Nothing is logged twice."""
+    monkeypatch.setenv("DVC_EXP_NAME", "first")
+    run_id = records.record(state, store.root)
+    store.set_tags(run_id, {Tag.QUALITY: "q"})
+    path = local_path(store.get_run(run_id).info.artifact_uri) / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    monkeypatch.setenv("DVC_EXP_NAME", "second")
+    assert records.record(State(*paths_of(state)), store.root) == run_id
+    assert f"MLflow run {run_id} has lost" in capsys.readouterr().out
+    run = store.get_run(run_id)
+    assert store.lost(run) == []
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "first")
+    assert experiment_names(run) == {"first", "second"}
+    assert Tag.QUALITY not in run.data.tags  # its files are to be added again
+    assert all(len(values) == len(set(values)) for values in logged(store, run_id).values())
+    assert len(run.inputs.dataset_inputs) == 1
+    compared = [item.path for item in store.list_artifacts(run_id, "images")]
+    assert sum(path.endswith(".png") for path in compared) == len(PICTURES)
+    assert len(store.find()) == 1
+
+
+def test_a_run_of_a_surrounding_system_is_not_written_into(store, state, monkeypatch):
+    foreign = store.create_run("0").info.run_id
+    for name, value in (("RUN_ID", foreign), ("EXPERIMENT_ID", "0"), ("EXPERIMENT_NAME", "other")):
+        monkeypatch.setenv(f"MLFLOW_{name}", value)
+    run_id = records.record(state, store.root)
+    assert run_id != foreign
+    assert store.get_run(run_id).info.experiment_id == store.experiment.experiment_id
+    assert store.get_run(foreign).data.tags.keys() == {"mlflow.runName"}
+    assert store.get_experiment_by_name("other") is None
 
 
 @pytest.mark.parametrize("step", ["log_files", "registry.register", "provenance"])

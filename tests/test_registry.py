@@ -8,9 +8,10 @@ from vae.tracking import registry
 
 
 class Registry:
-    """A registry in memory, with the methods of MlflowClient that `register` calls."""
+    """A registry in memory, with the methods of the store that `register` calls."""
 
     def __init__(self) -> None:
+        self.lost: set[str] = set()  # addresses of models that cannot be loaded
         self.models: dict[str, dict[str, str]] = {}  # aliases by name
         self.versions: list[SimpleNamespace] = []
 
@@ -25,12 +26,19 @@ class Registry:
         return SimpleNamespace(aliases=self.models[name])
 
     def search_model_versions(self, condition):
-        return [item for item in self.versions if condition == f"name = '{item.name}' and run_id = '{item.run_id}'"]
+        texts = [(item, f"name = '{item.name}'") for item in self.versions]
+        return [item for item, text in texts if condition in (text, f"{text} and run_id = '{item.run_id}'")]
 
     def create_model_version(self, name, source, run_id, tags, model_id, description):
         number = sum(item.name == name for item in self.versions) + 1
         made = SimpleNamespace(
-            name=name, run_id=run_id, version=str(number), tags=tags, model_id=model_id, about=description
+            name=name,
+            source=source,
+            run_id=run_id,
+            version=str(number),
+            tags=tags,
+            model_id=model_id,
+            about=description,
         )
         self.versions.append(made)
         return made
@@ -40,6 +48,12 @@ class Registry:
 
     def set_registered_model_alias(self, name, alias, version):
         self.models[name][alias] = version
+
+    def delete_registered_model_alias(self, name, alias):
+        del self.models[name][alias]
+
+    def loads(self, uri):
+        return uri not in self.lost
 
 
 @pytest.fixture
@@ -54,7 +68,7 @@ def add(client, small):
 
     def register(run_id: str, value: float, split: str = "100 images of 0a", **data: object) -> str:
         config = small(data={"name": "mnist", "binarization": "dynamic"} | data)
-        registry.register(client, config, run_id, f"models:/model-of-{run_id}", value, split)
+        registry.register(client, config, run_id, f"models:/m-of-{run_id}", value, split)
         return client.models[registry.registered_name(config)]["champion"]
 
     return register
@@ -74,7 +88,7 @@ def test_a_run_is_registered_once(add, client):
     """`track` may be cut short after it has registered the model."""
     assert add("a", 90.0) == add("a", 90.0) == "1"
     assert len(client.versions) == 1
-    assert client.versions[0].model_id == "model-of-a"
+    assert client.versions[0].model_id == "m-of-a"
 
 
 @pytest.mark.parametrize("other", ["200 images of 0a", "100 images of 0b"])
@@ -107,6 +121,48 @@ def test_a_champion_that_was_chosen_by_hand_stays(add, client, capsys):
     client.versions[0].tags = {}
     assert add("b", 10.0) == "1"
     assert "it was chosen by hand" in capsys.readouterr().out
+
+
+def test_a_champion_that_cannot_be_loaded_is_none(add, client, capsys):
+    """The best of the others takes its place, before the new model is compared with it."""
+    for run, value in (("a", 90.0), ("b", 91.0), ("c", 92.0)):
+        assert add(run, value) == "1"
+    client.lost = {"models:/m-of-a"}
+    capsys.readouterr()
+    assert add("d", 93.0) == "2"
+    printed = capsys.readouterr().out
+    assert "vae-mnist version 1, the champion, cannot be loaded; version 2 is the champion now" in printed
+    assert "it is not better than the champion, version 2 with 91.00" in printed
+    client.lost = {f"models:/m-of-{name}" for name in "abcd"}
+    assert add("e", 99.0) == "5"
+    assert "it is the champion" in capsys.readouterr().out
+
+
+def test_a_lost_champion_gives_way_only_to_a_model_of_the_same_split(add, client):
+    assert add("a", 90.0) == add("b", 95.0, split="200 images of 0a") == "1"
+    client.lost = {"models:/m-of-a"}
+    lost = registry.lost_champion(client, "vae-mnist")
+    assert lost.version == "1"
+    assert registry.replace_champion(client, lost) == "there is no other, so there is no champion now"
+    assert client.models["vae-mnist"] == {}
+    assert registry.lost_champion(client, "vae-mnist") is None
+
+
+def test_a_champion_from_elsewhere_is_not_judged(add, client):
+    """Its files are at an address that is not of a logged model."""
+    add("a", 90.0)
+    client.versions[0].source = "s3://bucket/model"
+    client.lost = {"s3://bucket/model"}
+    assert registry.lost_champion(client, "vae-mnist") is None
+
+
+def test_a_model_that_was_logged_again_is_a_new_version(add, client, small):
+    add("a", 90.0)
+    config = small(data={"name": "mnist", "binarization": "dynamic"})
+    client.lost = {"models:/m-of-a"}
+    registry.register(client, config, "a", "models:/m-again", 90.0, "100 images of 0a")
+    assert [item.source for item in client.versions] == ["models:/m-of-a", "models:/m-again"]
+    assert client.models["vae-mnist"] == {"champion": "2"}
 
 
 def test_models_of_different_pixels_have_different_names(add, client):

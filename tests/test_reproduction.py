@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from vae.errors import InputError
 from vae.tracking import reproduction
+from vae.tracking.worktree import git
 
 SETTINGS = ("params.yaml", "dvc.yaml", "dvc.lock")
 
@@ -53,6 +54,34 @@ def test_a_run_is_restored_byte_for_byte(run):
         assert (folder / name).read_bytes() == content
     for name in SETTINGS:
         assert (folder / name).read_bytes() == (recorded / name).read_bytes()
+
+
+@pytest.mark.parametrize("setting", ["fix", "error"])
+def test_settings_of_the_user_do_not_change_what_is_restored(run, monkeypatch, tmp_path, setting):
+    """Not the spaces at the ends of lines either."""
+    folder, recorded, _ = run
+    settings = tmp_path / "settings"
+    settings.write_text(f"[apply]\nwhitespace = {setting}\nignoreWhitespace = change\n[core]\nhooksPath = none\n")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(settings))
+    content = b"x = 2  \n\n\n"
+    (folder / "code.py").write_bytes(content)
+    (recorded / "working-tree.diff").write_bytes(git("diff", "--binary", "HEAD", folder=folder))
+    git("checkout", "--quiet", "--", ".", folder=folder)
+    reproduction.restore(folder, recorded)
+    assert (folder / "code.py").read_bytes() == content
+
+
+def test_files_that_the_record_lacks_are_named(tmp_path, capsys):
+    """With the question if a stage may need them. A run of an older version does not say."""
+    reproduction.tell_left_out(tmp_path)
+    assert capsys.readouterr().out == ""
+    left_out = {"needed": {"src/new.py": "new"}, "others": {".env": "named like a secret", "venv/": "an environment"}}
+    (tmp_path / "left-out.json").write_text(json.dumps(left_out))
+    reproduction.tell_left_out(tmp_path)
+    assert [line.strip() for line in capsys.readouterr().out.splitlines()] == [
+        "src/new.py is not in the record, and a stage may need it: new",
+        "not in the record, and no stage depends on it: .env, venv/",
+    ]
 
 
 def test_a_run_without_changes_is_restored(run):

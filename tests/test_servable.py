@@ -153,3 +153,13 @@ def test_code_that_cannot_answer_is_one_clear_error(weights, library, monkeypatc
     with pytest.raises(InputError, match=r"vae/serving: the present code does not answer: .*invalid syntax") as caught:
         servable.check(weights)
     assert "\n" not in str(caught.value)
+
+
+def test_the_code_of_a_model_has_no_secrets_and_no_environment(tmp_path):
+    """A model takes the code in src/vae along, to the server too."""
+    for name in ("model.py", "serving/requests.py", "my_secrets.py", "venv/lib.py", "tracking/store.py", ".env"):
+        (tmp_path / "vae" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "vae" / name).touch()
+    package = servable.private_library(tmp_path / "vae", tmp_path / "copy")
+    files = {path.relative_to(package).as_posix() for path in package.rglob("*") if path.is_file()}
+    assert files == {"model.py", "serving/requests.py"}

@@ -8,8 +8,9 @@ import shutil
 
 import pytest
 
+from vae.errors import InputError
 from vae.tracking import state as states
-from vae.tracking.state import State, curve_point, read_curves
+from vae.tracking.state import State, curve_point, dependencies, read_curves
 
 
 @pytest.fixture
@@ -96,3 +97,17 @@ def test_curves_are_the_rows_of_the_file(tmp_path):
 def test_the_rate_of_training_has_another_name_than_the_rate_of_the_test_images():
     epoch, values = curve_point({"epoch": "2", "rate_nats": "20.5", "lr": "0.1"})
     assert (epoch, values) == (2, {"train_rate_nats": 20.5, "lr": 0.1})
+
+
+def test_curves_with_conflict_marks_are_one_clear_error(tmp_path):
+    path = tmp_path / "train.csv"
+    path.write_text("epoch,lr\n<<<<<<< HEAD\n1,0.1\n=======\n1,0.2\n>>>>>>> other\n")
+    with pytest.raises(InputError, match=r"train\.csv has conflict marks"):
+        read_curves(path)
+
+
+def test_the_dependencies_of_all_stages(root, tmp_path):
+    found = dependencies(root / "dvc.lock")
+    assert {"data", "pipeline/train.py", "src/vae/model.py", "metrics/evaluation.json"} <= found
+    assert "metrics/mlflow.json" not in found
+    assert dependencies(tmp_path / "none") == set()

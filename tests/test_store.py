@@ -1,29 +1,24 @@
 """The store: its address, its errors, and the runs in it."""
 
 from vae.runtime import checkpoint
+from vae.runtime.files import sha256
 from vae.runtime.repository import state_folder
 
+import os
+import shutil
+import sqlite3
+from contextlib import closing
 from types import SimpleNamespace
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 from mlflow.store.entities import PagedList
 
 from vae.errors import InputError
 from vae.tracking import store as stores
-from vae.tracking.store import Store, Tag, store_errors, store_uri
-
-
-def test_the_store_is_in_the_main_repository_unless_another_is_named(tmp_path, monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert store_uri(tmp_path) == f"sqlite:///{tmp_path / 'mlflow.db'}"
-    for uri, store in [
-        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
-        ("sqlite:///mlflow.db", f"sqlite:///{tmp_path / 'mlflow.db'}"),  # not in the copy of a temporary experiment
-        ("sqlite:////else/where.db", "sqlite:////else/where.db"),
-    ]:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        assert store_uri(tmp_path) == store
+from vae.tracking.places import local_path
+from vae.tracking.store import Store, Tag, commits
 
 
 @pytest.fixture
@@ -76,14 +71,6 @@ def test_seconds_of_a_training_are_of_all_its_epochs(store):
         store.training_seconds("r")
 
 
-def test_a_file_that_cannot_be_written_is_not_the_fault_of_the_uri():
-    with pytest.raises(OSError, match="No space") as caught, store_errors("sqlite:///mlflow.db"):
-        raise OSError(28, "No space left on device", "mlartifacts/model")
-    assert caught.value.filename == "mlartifacts/model"
-    with pytest.raises(InputError, match="MLFLOW_TRACKING_URI"), store_errors("http://127.0.0.1:9"):
-        raise ConnectionError("refused")
-
-
 def test_a_store_that_another_process_holds(tmp_path, monkeypatch):
     monkeypatch.setattr(stores, "LOCK_SECONDS", 0.1)
     with stores.store_lock(tmp_path):
@@ -100,6 +87,39 @@ def test_a_store_that_cannot_be_opened_is_one_clear_error(tmp_path, monkeypatch)
     with pytest.raises(InputError, match="MLFLOW_TRACKING_URI") as caught:
         Store(tmp_path, "vae")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///mlflow.db", "postgresql://u:secret@127.0.0.1:9/db"])
+def test_a_database_that_does_not_answer_is_asked_once(tmp_path, monkeypatch, uri):
+    """MLflow would ask ten times, for minutes."""
+    asked = []
+
+    def refuse(asked_uri, **_):
+        asked.append(asked_uri)
+        raise ConnectionError(f"{asked_uri} refused")
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setattr(stores, "create_engine", refuse)
+    (tmp_path / "mlflow.db").touch()
+    with pytest.raises(InputError, match="refused; check MLFLOW_TRACKING_URI") as caught:
+        Store(tmp_path, "vae")
+    assert len(asked) == 1
+    assert "secret" not in str(caught.value)
+
+
+def test_an_experiment_of_databricks_needs_a_path(store):
+    store.uri = "databricks"
+    with pytest.raises(InputError, match=r"track\.experiment: Databricks needs a path such as /Shared/vae, got 'vae'"):
+        store._experiment("vae")
+
+
+def test_the_commits_of_a_run():
+    def made(**tags: str) -> SimpleNamespace:
+        return SimpleNamespace(data=SimpleNamespace(tags={getattr(Tag, name): value for name, value in tags.items()}))
+
+    assert commits(made()) == set()
+    assert commits(made(COMMIT="a", DIRTY="true")) == set()
+    assert commits(made(COMMIT="a", DIRTY="false", COMMITS="b,c")) == {"a", "b", "c"}
 
 
 @pytest.fixture(scope="module")
@@ -189,3 +209,135 @@ def test_a_value_that_is_no_number_is_left_out(real_store):
     real_store.log_metrics(run_id, [(1, {"a": float("nan"), "b": float("inf"), "val_neg_elbo_nats": 2.0})])
     assert set(real_store.get_run(run_id).data.metrics) == {"b", "val_neg_elbo_nats"}
     assert real_store.epochs(run_id) == {1}
+
+
+@pytest.mark.parametrize(
+    "address", ["sqlite:///named.db?timeout=60", "sqlite+pysqlite:///named.db", "sqlite:///new folder/named.db"]
+)
+def test_a_new_store_is_at_its_address(tmp_path, monkeypatch, address):
+    """Also if the current folder is another one, as in a temporary experiment."""
+    (tmp_path / "root").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    made = Store(tmp_path / "root", "team/vae")
+    assert made.experiment.artifact_location == (tmp_path / "root/mlartifacts").as_uri()
+    (file,) = tmp_path.rglob("named.db*")
+    assert file.is_relative_to(tmp_path / "root")
+    assert Store(tmp_path / "root", "team/vae").experiment.experiment_id == made.experiment.experiment_id
+
+
+def test_a_store_of_an_older_mlflow_is_one_line_with_the_whole_cure(database, monkeypatch, tmp_path):
+    """The version that MLflow finds is in the database."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    shutil.copy(database / "mlflow.db", tmp_path)
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
+    with pytest.raises(InputError, match=r"made by an older MLflow.*\.backup'`, then `mlflow db upgrade") as caught:
+        Store(tmp_path, "vae")
+    assert f'"sqlite:///{tmp_path / "mlflow.db"}"' in str(caught.value)
+
+
+@pytest.fixture
+def whole(real_store, tmp_path):
+    """A store with a run that has every file of a record, and its model."""
+    weights, sent = tmp_path / "vae.safetensors", tmp_path / "sent"
+    weights.write_text("weights")
+    tags = {Tag.MODEL: sha256(weights), Tag.KEY: "k"}
+    run_id = real_store.create_run(real_store.experiment.experiment_id, tags=tags).info.run_id
+    hashes = {"models/vae.safetensors": sha256(weights)}
+    real_store.log_artifact(run_id, str(weights), "models")
+    for name in stores.INPUTS:
+        real_store.log_text(run_id, "", name)
+    real_store.log_dict(run_id, hashes, "hashes.json")
+    for name in ("MLmodel", "code/vae/model.py", "artifacts/vae.safetensors"):
+        (sent / name).parent.mkdir(parents=True, exist_ok=True)
+        (sent / name).write_text("weights")
+    model = real_store.create_logged_model(real_store.experiment.experiment_id, "model", source_run_id=run_id)
+    real_store.log_model_artifacts(model.model_id, str(sent))
+    real_store.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    real_store.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
+    return real_store.get_run(run_id), f"models:/{model.model_id}", local_path(model.artifact_location)
+
+
+def test_a_record_with_all_its_files_has_lost_nothing(real_store, whole):
+    run, uri, _ = whole
+    assert real_store.lost(run) == []
+    assert real_store.model_of(run) == uri
+
+
+@pytest.mark.parametrize(
+    ("damaged", "lost"),
+    [
+        ("hashes.json", "hashes.json"),
+        ("params.yaml", "params.yaml"),
+        ("working-tree.diff", "working-tree.diff"),
+        ("models/vae.safetensors", "models/vae.safetensors"),
+        ("models", "models/vae.safetensors"),
+        ("", "hashes.json"),
+    ],
+)
+def test_a_record_that_has_lost_a_file(real_store, whole, damaged, lost):
+    """It was deleted by hand, or with the whole folder."""
+    run, _, _ = whole
+    path = local_path(run.info.artifact_uri) / damaged
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert real_store.lost(run) == [lost]
+
+
+@pytest.mark.parametrize(("name", "text"), [("hashes.json", "{"), ("models/vae.safetensors", "other")])
+def test_a_record_with_a_damaged_file(real_store, whole, name, text):
+    run, _, _ = whole
+    (local_path(run.info.artifact_uri) / name).write_text(text)
+    assert real_store.lost(run) == [name]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("MLmodel", None),
+        ("code/vae/model.py", None),
+        ("artifacts/vae.safetensors", None),
+        ("artifacts/vae.safetensors", "o"),
+    ],
+)
+def test_a_model_with_lost_or_damaged_files_cannot_be_loaded(real_store, whole, name, text):
+    run, uri, folder = whole
+    assert real_store.loads(uri)
+    (folder / name).write_text(text) if text else (folder / name).unlink()
+    assert not real_store.loads(uri)
+    assert real_store.lost(run) == ["the model to serve"]
+
+
+def test_a_model_that_is_deleted_or_not_whole_cannot_be_loaded(real_store, whole):
+    run, uri, _ = whole
+    begun = real_store.create_logged_model(real_store.experiment.experiment_id, "model", source_run_id=run.info.run_id)
+    assert not real_store.loads(f"models:/{begun.model_id}")
+    real_store.delete_logged_model(uri.rpartition("/")[2])
+    assert not real_store.loads(uri)
+
+
+def test_a_model_of_another_origin_is_judged_by_its_description(real_store, whole):
+    _, uri, folder = whole
+    real_store.delete_tag(whole[0].info.run_id, Tag.MODEL)
+    shutil.rmtree(folder / "code")
+    assert real_store.loads(uri)
+    (folder / "MLmodel").unlink()
+    assert not real_store.loads(uri)
+
+
+def test_a_run_of_a_surrounding_system_stays_as_it_is(real_store, database, monkeypatch, capsys):
+    """MLflow would write the state into it."""
+    foreign = real_store.create_run("0").info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", foreign)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "other")
+    Store(database, real_store.experiment.name)
+    assert "MLflow: not used: MLFLOW_RUN_ID, MLFLOW_EXPERIMENT_NAME;" in capsys.readouterr().err
+    assert not {"MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME"} & set(os.environ)
+
+
+def test_models_are_registered_where_the_user_says(real_store, database, monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"sqlite:///{tmp_path / 'models.db'}")
+    store = Store(database, real_store.experiment.name)
+    store.create_registered_model("mine")
+    assert [model.name for model in store.search_registered_models()] == ["mine"]
+    assert not [model.name for model in real_store.search_registered_models() if model.name == "mine"]

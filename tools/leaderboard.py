@@ -1,6 +1,6 @@
 """`make leaderboard`: adds the present results as a row of a recipe, and rewrites the tables of results."""
 
-from vae.runtime import command, files
+from vae.runtime import command, files, repository
 
 import json
 import shlex
@@ -36,8 +36,8 @@ def main(
         raise InputError(f"RECIPE={recipe}: no such recipe; `make leaderboard RECIPE=` one of {', '.join(known)}")
     if not quality.is_file():
         raise InputError(f"{quality}: no such file; `dvc repro quality/dvc.yaml` first")
-    samples, run_id = json.loads(quality.read_text()), json.loads(run.read_text())["run_id"]
-    store = Store(Path(), load(params).track.experiment)
+    samples, run_id = files.read_json(quality), files.read_json(run)["run_id"]
+    store = Store(repository.main_repository(), load(params).track.experiment)
     recorded, present = store.run_tags(run_id, Tag.MODEL)[Tag.MODEL], files.sha256(model)
     for path, measured in ((quality, samples["model_sha256"]), (run, recorded)):
         if measured != present:
@@ -48,10 +48,12 @@ def main(
     if json.loads(hashes)[str(evaluation)] != files.sha256(evaluation):
         raise InputError(f"{evaluation} differs from the one recorded in run {run_id}; `dvc repro` first")
     config = parse(text)
-    check(config, recipe_params(git("show", f"HEAD:{params}").decode(), recipes / f"{recipe}.sh"), run_id, recipe)
+    check(config, recipe_params(git("show", f"HEAD:./{params}").decode(), recipes / f"{recipe}.sh"), run_id, recipe)
     seconds = store.training_seconds(run_id)
     parameters = sum(parameter.numel() for parameter in load_model(model).parameters())
-    new = leaderboard.row(recipe, config.train.seed, parameters, seconds, json.loads(evaluation.read_text()), samples)
+    new = leaderboard.row(recipe, config.train.seed, parameters, seconds, files.read_json(evaluation), samples)
+    if board.is_file():
+        files.read_text(board)  # refuses conflict marks
     rows = leaderboard.put(leaderboard.read(board), new)
     files.write_csv(board, leaderboard.COLUMNS, ([row[name] for name in leaderboard.COLUMNS] for row in rows))
     for path, short in ((readme, True), (page, False)):

@@ -1,6 +1,6 @@
 """`make which`: which MLflow run is this DVC experiment, and which experiment is this run?"""
 
-from vae.runtime import command
+from vae.runtime import command, repository
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from vae.tracking.store import Store, Tag, experiment_names
 def main(params: Path, result: Path, name: str) -> None:
     if not (name := name.strip()):
         raise InputError("nothing is named; `make which NAME=<experiment or run>`")
-    store = Store(Path(), load(params).track.experiment)
+    store = Store(repository.main_repository(), load(params).track.experiment)
     known = experiments(Path(), result)
     recorded = {item.run_id for item in known if item.name == name}
     runs = [

@@ -17,6 +17,8 @@ Widths = Annotated[list[Width], Field(min_length=1, max_length=16)]
 TRAINING = ("data", "model", "train")  # the sections that decide which model a training makes
 NOT_IN_PIPELINE = {"annealing", "classifier", "quality"}  # the sections that no stage of dvc.yaml reads
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+_PART = r"[A-Za-z0-9][A-Za-z0-9._@+-]*"
+PathName = Annotated[str, Field(pattern=rf"^/?{_PART}(/{_PART})*$", max_length=250)]
 
 
 class Section(BaseModel):
@@ -99,7 +101,7 @@ class Annealing(Section):
 
 
 class Track(Section):
-    experiment: Name
+    experiment: PathName
     registered_model: Name
 
 
@@ -164,6 +166,8 @@ def parse(text: str, path: Path = Path("params.yaml")) -> Params:
     try:
         tree = yaml.load(text, Loader=yaml.BaseLoader)
     except yaml.YAMLError as error:
+        if "<<<<<<< " in text:
+            raise InputError(f"{path}: conflict marks of a merge; resolve them by hand, as in code") from error
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     try:
         return Params.model_validate(tree)

@@ -3,9 +3,12 @@
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from vae.errors import InputError
 
 
 def sha256(path: Path) -> str:
@@ -17,6 +20,26 @@ def sha256(path: Path) -> str:
 def files_below(root: Path) -> list[Path]:
     """The files of a folder in order, or `root` alone if it is a file."""
     return [path for path in (sorted(root.rglob("*")) if root.is_dir() else [root]) if path.is_file()]
+
+
+def read_text(path: Path) -> str:
+    """The text of a file. Raises InputError if git has left the conflict marks of a merge in it."""
+    text = path.read_text()
+    if re.search(r"^(<<<<<<<|>>>>>>>) ", text, flags=re.M):
+        raise InputError(
+            f"{path} has conflict marks of a merge; `git checkout --ours -- {path}` takes one side, "
+            "and `dvc repro` makes the results of stages again"
+        )
+    return text
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The values of a JSON file. Raises InputError if it is not JSON, or has conflict marks."""
+    try:
+        values: dict[str, Any] = json.loads(read_text(path))
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}; `git restore {path}` brings the committed file back") from error
+    return values
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

@@ -1,11 +1,11 @@
-"""DVC experiments: their list with the MLflow run of each, and the way to record one again."""
+"""DVC experiments: their list with the MLflow run of each."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from vae.errors import InputError
-from vae.tracking.worktree import execute, git, worktree
+from vae.tracking.worktree import git
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Experiment:
 def recorded_run(root: Path, revision: str, result: Path) -> str | None:
     """The run id in the metrics/mlflow.json of a revision, or None if it has none."""
     try:
-        return json.loads(git("show", f"{revision}:{result}", folder=root))["run_id"]
+        return json.loads(git("show", f"{revision}:./{result}", folder=root))["run_id"]
     except (InputError, ValueError, KeyError, TypeError):
         return None
 
@@ -42,13 +42,3 @@ def experiments(root: Path, result: Path) -> list[Experiment]:
         for baseline, found in listed.items()
         for name, revision in found
     ]
-
-
-def record_again(root: Path, experiment: Experiment) -> None:
-    """Runs `track` on the files of an experiment, which DVC's cache still has, as if the experiment had just ended."""
-    with worktree(root, f"record-{experiment.name}", experiment.baseline, keep=False) as folder:
-        git("checkout", experiment.revision, "--", ".", folder=folder)
-        git("reset", "--quiet", folder=folder)  # so that the changes of the experiment are uncommitted again
-        execute(["dvc", "checkout", "--force"], folder)
-        names = {"DVC_EXP_NAME": experiment.name, "DVC_EXP_BASELINE_REV": experiment.baseline}
-        execute(["dvc", "repro", "--single-item", "--force", "track"], folder, names | {"DVC_ROOT": str(root)})

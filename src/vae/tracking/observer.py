@@ -19,6 +19,7 @@ import numpy as np
 
 from vae import params
 from vae.evaluation import plots
+from vae.tracking.address import reason
 from vae.tracking.state import curve_point
 from vae.tracking.store import SOURCE, Store, Tag
 
@@ -110,7 +111,7 @@ def tolerated(failures: list[str]) -> Iterator[None]:
         yield
         failures.clear()
     except Exception as error:  # noqa: BLE001
-        failures.append(" ".join(str(error).split())[:300])
+        failures.append(reason(error))
         if len(failures) == 1:
             message = f"MLflow: not followed live ({failures[0]}); the track stage will record what is missing"
             print(message, file=sys.stderr)

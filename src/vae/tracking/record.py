@@ -1,10 +1,11 @@
 """The record of a state: everything that is logged to its MLflow run."""
 
 from vae.runtime import repository
-from vae.runtime.files import files_below, sha256
+from vae.runtime.files import files_below, read_json, sha256
 
 import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -17,8 +18,10 @@ from safetensors import safe_open
 from vae.errors import InputError
 from vae.params import NOT_IN_PIPELINE, leaves, load, parse
 from vae.tracking import registry, servable, worktree
-from vae.tracking.state import State, read_curves
-from vae.tracking.store import CHAMPION_METRIC, SOURCE, Store, Tag, experiment_names, store_errors, store_lock
+from vae.tracking.address import shown, store_errors
+from vae.tracking.changes import Changes, uncommitted_changes
+from vae.tracking.state import State, dependencies, read_curves
+from vae.tracking.store import CHAMPION_METRIC, SOURCE, Store, Tag, experiment_names, store_lock
 
 IMAGES = "validation_images"
 FINAL_STEP = 0  # of test metrics and pictures, because the UI compares runs at equal steps
@@ -26,17 +29,20 @@ FINAL_STEP = 0  # of test metrics and pictures, because the UI compares runs at 
 
 def record(state: State, root: Path) -> str:
     """Makes this state of the pipeline one complete MLflow run, and returns its id.
-    If a finished run has the key of the state, it is kept, and the name of the experiment is added to it. Otherwise the
-    open run of the model's training is completed. If there is none, a new run is written, with curves from the file.
+    If a finished run has the key of the state, it is kept, and the name of the experiment is added to it. If it has
+    lost files, it gets them again. Otherwise the open run of the model's training is completed. If there is none, a new
+    run is written, with curves from the file.
     Raises InputError if the store cannot be reached or written."""
     store = Store(root, state.config.track.experiment)
     with store_errors(store.uri), store_lock(root):
-        for run in store.find({Tag.KEY: state.key}):
-            if run.info.status == "FINISHED":
+        finished = [run for run in store.find({Tag.KEY: state.key}) if run.info.status == "FINISHED"]
+        for run in finished:
+            if not (lost := store.lost(run)):
                 add_experiment(store, run)
                 store.discard_live(state.model_sha256)
                 return run.info.run_id
-        return _write(store, state)
+            print(f"MLflow run {run.info.run_id} has lost {', '.join(lost[:3])}{' and more' * (len(lost) > 3)}")
+        return _write(store, state, finished)
 
 
 def add_experiment(store: Store, run: Run) -> None:
@@ -45,36 +51,37 @@ def add_experiment(store: Store, run: Run) -> None:
         store.set_tags(run.info.run_id, {Tag.EXPERIMENTS: ",".join(sorted(experiment_names(run) | {name}))})
 
 
-def _write(store: Store, state: State) -> str:
-    """Completes the open run of this model's training, or writes a new one.
+def _write(store: Store, state: State, damaged: list[Run]) -> str:
+    """Completes a run of this state that has lost files, or the open run of this model's training, or a new one.
     Continues an interrupted attempt without logging anything twice."""
-    config, diff = state.config, worktree.uncommitted_changes(state.outputs)
+    config, changes = state.config, uncommitted_changes(state.outputs, dependencies(Path("dvc.lock")))
     name = os.environ.get("DVC_EXP_NAME") or f"{config.data.name}-{state.key[:7]}"
-    found = store.to_complete(state.model_sha256, state.key)
+    if damaged:
+        found, name = damaged[0], damaged[0].info.run_name
+        if Tag.QUALITY in found.data.tags:
+            store.delete_tag(found.info.run_id, Tag.QUALITY)  # `track_quality` must add its files again
+    else:
+        found = store.to_complete(state.model_sha256, state.key) or store.create_run(store.experiment.experiment_id)
     mlflow.set_tracking_uri(store.uri)
-    with mlflow.start_run(
-        run_id=found.info.run_id if found else None,
-        experiment_id=store.experiment.experiment_id,
-        run_name=name,
-        tags={Tag.PENDING: state.key, Tag.PLACE: repository.address(store.root)},
-    ) as run:
+    tags = {Tag.PENDING: state.key, Tag.PLACE: repository.address(store.root)}
+    with mlflow.start_run(found.info.run_id, run_name=name, tags=tags) as run:
         run_id = run.info.run_id
         store.update_run(run_id, name=name)
         curves, stored = read_curves(state.curves), store.epochs(run_id)
         used = {name: value for name, value in leaves(config).items() if name.partition(".")[0] not in NOT_IN_PIPELINE}
         store.log_params(run_id, used)
         store.log_metrics(run_id, [row for row in curves if row[0] not in stored])
-        evaluation, validation = (json.loads(path.read_text()) for path in (state.evaluation, state.validation))
+        evaluation, validation = read_json(state.evaluation), read_json(state.validation)
         final = {name: float(value) for name, value in evaluation.items() if not isinstance(value, str)}
         final[IMAGES] = validation[IMAGES]
         store.log_metrics(run_id, [(FINAL_STEP, final)] if not final.keys() & run.data.metrics.keys() else [])
         store.log_inputs(run_id, [dataset_input(state)])
-        log_files(store, run_id, state, diff)
-        logged = run.outputs.model_outputs if run.outputs else []
-        uri = f"models:/{logged[0].model_id}" if logged else servable.log_model(run_id, state.model)
+        log_files(store, run_id, state, changes)
+        uri = store.model_of(run) or servable.log_model(run_id, state.model)
         split = f"{validation[IMAGES]} images of {state.data_sha256[:16]}"
         registry.register(store, config, run_id, uri, validation[CHAMPION_METRIC], split)
-        store.set_tags(run_id, provenance(state, dirty=bool(diff)))  # last, because the key marks a whole run
+        add_experiment(store, found)
+        store.set_tags(run_id, provenance(state, dirty=bool(changes.diff)))  # last, because the key marks a whole run
         store.delete_tag(run_id, Tag.PENDING)
     store.discard_live(state.model_sha256)  # a run of the same training that a repeated request created
     return run_id
@@ -82,7 +89,7 @@ def _write(store: Store, state: State) -> str:
 
 def provenance(state: State, dirty: bool) -> dict[str, str]:
     """The tags that link a run to git, to DVC, and to its files."""
-    commit, experiment = worktree.head(), os.environ.get("DVC_EXP_NAME", "")
+    commit = worktree.head()
     tags = {
         Tag.KEY: state.key,
         Tag.MODEL: state.model_sha256,
@@ -91,8 +98,7 @@ def provenance(state: State, dirty: bool) -> dict[str, str]:
         Tag.DIRTY: str(dirty).lower(),
         "mlflow.source.git.commit": commit,
         "mlflow.source.name": SOURCE,
-        Tag.EXPERIMENT: experiment,
-        Tag.EXPERIMENTS: experiment,
+        Tag.EXPERIMENT: os.environ.get("DVC_EXP_NAME", ""),
         **trained_on(state.model),
         Tag.BASELINE: os.environ.get("DVC_EXP_BASELINE_REV", ""),
     }
@@ -115,7 +121,7 @@ def dataset_input(state: State) -> DatasetInput:
     )
 
 
-def log_files(client: MlflowClient, run_id: str, state: State, diff: bytes) -> None:
+def log_files(client: MlflowClient, run_id: str, state: State, changes: Changes) -> None:
     """Logs the pictures, as images that the UI compares and as files, and everything that a reproduction needs."""
     shown = {Path(item.path).name for item in client.list_artifacts(run_id, "images")}
     for folder in (state.plots, state.samples):
@@ -130,9 +136,13 @@ def log_files(client: MlflowClient, run_id: str, state: State, diff: bytes) -> N
         if path.is_file():
             client.log_artifact(run_id, str(path))
     with tempfile.TemporaryDirectory() as scratch:
-        changes = Path(scratch) / "working-tree.diff"
-        changes.write_bytes(diff)
-        client.log_artifact(run_id, str(changes))
+        diff = Path(scratch) / "working-tree.diff"
+        diff.write_bytes(changes.diff)
+        client.log_artifact(run_id, str(diff))
+    if changes.needed or changes.others:
+        client.log_dict(run_id, {"needed": changes.needed, "others": changes.others}, "left-out.json")
+    for name, reason in changes.needed.items():
+        print(f"warning: {name} is not in the record, and a stage may need it: {reason}", file=sys.stderr)
     client.log_dict(run_id, state.output_hashes(), "hashes.json")
 
 
@@ -144,14 +154,14 @@ def log_picture(client: MlflowClient, run_id: str, key: str, picture: Path) -> N
 def record_quality(params: Path, quality: Path, picture: Path, root: Path) -> list[str]:
     """Adds the quality of a model's samples to every run of that model, and returns the ids of these runs.
     Raises InputError if the store cannot be reached or written, or has no run of the model."""
-    values, digest = json.loads(quality.read_text()), sha256(quality)
+    values, digest = read_json(quality), sha256(quality)
     figures = {name: value for name, value in values.items() if isinstance(value, float)}
     store = Store(root, load(params).track.experiment)
     with store_errors(store.uri), store_lock(root):
         runs = store.find({Tag.MODEL: values["model_sha256"]})
         if not runs:
             raise InputError(
-                f"MLflow store {store.uri}: no run of the model in {quality}; `dvc repro --force track` first"
+                f"MLflow store {shown(store.uri)}: no run of the model in {quality}; `dvc repro --force track` first"
             )
         for run in runs:
             if run.data.tags.get(Tag.QUALITY) != digest:
@@ -169,9 +179,9 @@ def record_serving(params: Path, run_id: str, root: Path) -> None:
     code cannot answer with this model."""
     store = Store(root, load(params).track.experiment)
     with store_errors(store.uri), store_lock(root), tempfile.TemporaryDirectory() as scratch:
-        sha256_of_model = store.run_tags(run_id, Tag.KEY, Tag.MODEL)[Tag.MODEL]
+        tags = store.run_tags(run_id, Tag.KEY, Tag.MODEL, Tag.DATA)
         hashes, text = store.recorded(run_id, "hashes.json", "params.yaml")
-        name = next(name for name, digest in json.loads(hashes).items() if digest == sha256_of_model)
+        name = next(name for name, digest in json.loads(hashes).items() if digest == tags[Tag.MODEL])
         servable.check(model := Path(store.download_artifacts(run_id, name, scratch)))
         mlflow.set_tracking_uri(store.uri)
         mlflow.set_experiment(experiment_id=store.experiment.experiment_id)
@@ -179,5 +189,6 @@ def record_serving(params: Path, run_id: str, root: Path) -> None:
         if versions := store.search_model_versions(f"run_id = '{run_id}'"):
             registry.register_again(store, versions, uri)
         else:
-            value = store.get_run(run_id).data.metrics[CHAMPION_METRIC]
-            registry.register(store, parse(text, Path(f"{run_id}/params.yaml")), run_id, uri, value)
+            config, metrics = parse(text, Path(f"{run_id}/params.yaml")), store.get_run(run_id).data.metrics
+            split = f"{metrics[IMAGES]:.0f} images of {tags[Tag.DATA][:16]}"
+            registry.register(store, config, run_id, uri, metrics[CHAMPION_METRIC], split)

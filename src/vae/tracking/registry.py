@@ -5,7 +5,7 @@ from mlflow.entities.model_registry import ModelVersion
 
 from vae.params import Params
 from vae.tracking import servable
-from vae.tracking.store import CHAMPION_METRIC
+from vae.tracking.store import CHAMPION_METRIC, Store
 
 CHAMPION, SPLIT = "champion", "validation_split"
 
@@ -16,19 +16,24 @@ def registered_name(config: Params) -> str:
     return f"{name}-grey" if config.data.binarization == "none" else name
 
 
-def register(client: MlflowClient, config: Params, run_id: str, uri: str, value: float, split: str) -> None:
+def register(store: Store, config: Params, run_id: str, uri: str, value: float, split: str) -> None:
     """Registers the model of a run. It becomes the champion if it beats the present one on the same validation images.
-    `split` names these images: their number, and the data set by its hash."""
+    `split` names these images: their number, and the data set by its hash. A champion that cannot be loaded is none."""
     name = registered_name(config)
-    if not client.search_registered_models(f"name = '{name}'"):
-        client.create_registered_model(name)
-    champion = client.get_registered_model(name).aliases.get(CHAMPION)
-    present = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    if not store.search_registered_models(f"name = '{name}'"):
+        store.create_registered_model(name)
+    present = store.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
     scored = {CHAMPION_METRIC: repr(value), SPLIT: split}
-    new = present[0] if present else create_version(client, name, uri, run_id, scored)
-    tags, better = client.get_model_version(name, champion).tags if champion else {}, champion is None
+    registered = [version for version in present if version.source == uri]
+    new = registered[0] if registered else create_version(store, name, uri, run_id, scored)
+    if lost := lost_champion(store, name):
+        print(f"{name} version {lost.version}, the champion, cannot be loaded; {replace_champion(store, lost)}")
+    champion = store.get_registered_model(name).aliases.get(CHAMPION)
+    tags, better = store.get_model_version(name, champion).tags if champion else {}, champion is None
     if champion is None:
         verdict = "it is the first champion"
+    elif str(champion) == str(new.version):
+        verdict = "it is the champion"
     elif CHAMPION_METRIC not in tags:
         verdict = f"not compared with the champion (version {champion}): it was chosen by hand"
     elif tags.get(SPLIT) != split:
@@ -39,8 +44,34 @@ def register(client: MlflowClient, config: Params, run_id: str, uri: str, value:
         compared = "the new champion, better than" if better else "not better than the champion,"
         verdict = f"it is {compared} version {champion} with {best:.2f}"
     if better:
-        client.set_registered_model_alias(name, CHAMPION, new.version)
+        store.set_registered_model_alias(name, CHAMPION, new.version)
     print(f"registered {name} version {new.version}: {CHAMPION_METRIC} {value:.2f}; {verdict}")
+
+
+def lost_champion(store: Store, name: str) -> ModelVersion | None:
+    """The champion of a registered model if it cannot be loaded."""
+    number = store.get_registered_model(name).aliases.get(CHAMPION)
+    champion = store.get_model_version(name, number) if number else None
+    return champion if champion and not _loads(store, champion) else None
+
+
+def replace_champion(store: Store, lost: ModelVersion) -> str:
+    """Makes the best version that can be loaded, on the same validation split, the champion. Returns what happened."""
+    split = lost.tags.get(SPLIT)
+    scored = [item for item in store.search_model_versions(f"name = '{lost.name}'") if CHAMPION_METRIC in item.tags]
+    rivals = [item for item in scored if split in (None, item.tags.get(SPLIT))]
+    ranked = sorted(rivals, key=lambda item: float(item.tags[CHAMPION_METRIC]))
+    if best := next((item for item in ranked if _loads(store, item)), None):
+        store.set_registered_model_alias(lost.name, CHAMPION, best.version)
+        return f"version {best.version} is the champion now"
+    store.delete_registered_model_alias(lost.name, CHAMPION)
+    return "there is no other, so there is no champion now"
+
+
+def _loads(store: Store, version: ModelVersion) -> bool:
+    """Whether the files of a version are there. A version that was not made from a logged model is not judged."""
+    source = version.source or ""
+    return not source.startswith("models:/m-") or store.loads(source)
 
 
 def create_version(client: MlflowClient, name: str, uri: str, run_id: str | None, tags: dict[str, str]) -> ModelVersion:

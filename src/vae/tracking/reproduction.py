@@ -22,9 +22,19 @@ def restore(folder: Path, recorded: Path) -> None:
     """Applies the changes, params and lock file in a run's artifacts, `recorded`, to a work tree of its commit."""
     diff = recorded / "working-tree.diff"
     if diff.stat().st_size:
-        git("apply", "--binary", "--whitespace=nowarn", str(diff.resolve()), folder=folder)
+        git("apply", "--binary", "--whitespace=nowarn", "--no-ignore-whitespace", str(diff.resolve()), folder=folder)
     for name in ("params.yaml", "dvc.yaml", "dvc.lock"):
         (folder / name).write_bytes((recorded / name).read_bytes())
+
+
+def tell_left_out(recorded: Path) -> None:
+    """Prints which changed files the run does not have, and whether a stage may need them."""
+    path = recorded / "left-out.json"
+    left_out = json.loads(path.read_text()) if path.is_file() else {"needed": {}, "others": {}}
+    for name, reason in left_out["needed"].items():
+        print(f"  {name} is not in the record, and a stage may need it: {reason}")
+    if names := ", ".join(left_out["others"]):
+        print(f"  not in the record, and no stage depends on it: {names}")
 
 
 def rerun(folder: Path) -> None:

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from mlflow import pyfunc
 from mlflow.models import Model
 
 from vae.errors import InputError
+from vae.tracking.changes import ENVIRONMENTS, SECRETS
 
 LIBRARY = Path(__file__).parents[1]
 REQUIREMENTS = ("mlflow", "numpy", "pillow", "pydantic", "pyyaml", "safetensors", "torch")  # of the served model
-NOT_SERVED = {"evaluation", "runtime", "tracking"}  # code that no answer needs
+NOT_SERVED = ("evaluation", "runtime", "tracking", *ENVIRONMENTS, *SECRETS)  # no answer needs them
 EXAMPLE: list[dict[str, Any]] = [{"task": "generate", "n": 1, "seed": 0}]
 DESCRIPTION = (
     "Answers the tasks `generate`, `decode` and `reconstruct` with `images` (784 grey values in [0, 1], row by row) or "
@@ -35,8 +37,9 @@ def requirements() -> list[str]:
 def private_library(library: Path, folder: Path) -> Path:
     """Copies the code that answers need into `folder`, as a package that is named after its content.
     One process can then load models with different code, and import this library too. Returns the package."""
-    paths = [path for path in sorted(library.rglob("*.py")) if path.relative_to(library).parts[0] not in NOT_SERVED]
-    texts = {path.relative_to(library): path.read_text() for path in paths}
+    paths = [path.relative_to(library) for path in sorted(library.rglob("*.py"))]
+    served = [path for path in paths if not any(fnmatch(part, name) for part in path.parts for name in NOT_SERVED)]
+    texts = {path: (library / path).read_text() for path in served}
     digest = hashlib.sha256(json.dumps({str(path): text for path, text in texts.items()}).encode())
     package = folder / f"{library.name}_{digest.hexdigest()[:12]}"
     imports = re.compile(rf"^(\s*(?:from|import) ){library.name}\b", flags=re.MULTILINE)

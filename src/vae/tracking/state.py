@@ -1,6 +1,6 @@
 """One state of the pipeline: its files and their hashes."""
 
-from vae.runtime.files import files_below, sha256
+from vae.runtime.files import files_below, read_text, sha256
 
 import csv
 import hashlib
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from vae.params import NOT_IN_PIPELINE, Params, load
 
@@ -67,6 +69,12 @@ class State:
         return {str(path): digest for path, digest in self.hashes.items() if not path.is_relative_to(self.data)}
 
 
+def dependencies(lock: Path) -> set[str]:
+    """The files and folders on which the stages in a dvc.lock depend. Empty if there is no such file."""
+    stages = yaml.safe_load(lock.read_text())["stages"] if lock.is_file() else {}
+    return {item["path"] for stage in stages.values() for item in stage.get("deps", [])}
+
+
 def curve_point(row: dict[str, Any]) -> tuple[int, dict[str, float]]:
     """A row of metrics/train.csv as (epoch, values), with names that differ from the test metrics."""
     values = {CURVE_NAMES.get(name, name): float(value) for name, value in row.items()}
@@ -75,5 +83,4 @@ def curve_point(row: dict[str, Any]) -> tuple[int, dict[str, float]]:
 
 def read_curves(path: Path) -> Curves:
     """The rows of metrics/train.csv."""
-    with path.open(newline="") as file:
-        return [curve_point(row) for row in csv.DictReader(file)]
+    return [curve_point(row) for row in csv.DictReader(read_text(path).splitlines())]

@@ -11,24 +11,39 @@ The life of a run:
 A state whose stages came from the cache had no training, so its run begins at 2. A state that already has a whole run
 keeps it, and `track` deletes a run that a training opened on the way to that state."""
 
-from vae.runtime import checkpoint, network
+from vae.runtime import checkpoint
+from vae.runtime.files import sha256
 from vae.runtime.repository import state_folder
 
+import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from mlflow import MlflowClient, MlflowException
-from mlflow.entities import Experiment, Metric, Param, Run, RunTag
+from mlflow.entities import Experiment, FileInfo, LoggedModelStatus, Metric, Param, Run, RunTag
+from sqlalchemy import NullPool, create_engine
 
 from vae.errors import InputError
+from vae.tracking.address import (
+    SERVERS,
+    absolute,
+    drop_foreign_settings,
+    registry_uri,
+    shown,
+    sqlite_file,
+    store_errors,
+    store_uri,
+)
+from vae.tracking.places import ARTIFACTS, local_path, settle
 
-SQLITE = "sqlite:///"
+INPUTS = ("params.yaml", "dvc.yaml", "dvc.lock", "working-tree.diff")  # what a reproduction needs of a run
+MODEL_PARTS = ("MLmodel", "code/", "artifacts/")  # of a logged model: its description, code and weights
 LOCK_SECONDS = 1800  # a store behind a slow line takes minutes for one run, and runs are written one by one
 PARAMS_AT_ONCE = 100  # MLflow's limit for one request
 METRICS_AT_ONCE = 1000
@@ -47,40 +62,16 @@ class Tag:
     DATA = "vae.data_sha256"
     QUALITY = "vae.quality_sha256"  # of the metrics/quality.json that was added
     COMMIT = "git.commit"
+    COMMITS = "git.commits"  # other commits of the same state, separated by commas
     DIRTY = "git.dirty"  # "true" if there are uncommitted changes
     EXPERIMENT = "dvc.experiment"  # the name under which the state was first reached
     EXPERIMENTS = "dvc.experiments"  # all names under which it was reached, separated by commas
     BASELINE = "dvc.baseline"  # the commit from which the experiment started
 
 
-def store_uri(root: Path) -> str:
-    """The address of the store: `MLFLOW_TRACKING_URI`, or a database in the main repository.
-    A relative path of a database starts at the main repository, also in the copy in which a temporary experiment runs.
-    """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
-    return f"{SQLITE}{root.resolve() / uri.removeprefix(SQLITE)}" if uri.startswith(SQLITE) else uri
-
-
 def store_lock(root: Path) -> FileLock:
     """Lets one process at a time create the schema, or look for a run and write it if there is none."""
     return FileLock(state_folder(root) / "mlflow.lock", timeout=LOCK_SECONDS)
-
-
-@contextmanager
-def store_errors(uri: str) -> Iterator[None]:
-    """Turns any error of the store into an InputError that names it.
-    An OSError with a file name passes, because its message is clear already."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Timeout as error:
-        raise InputError(f"{error.lock_file}: held by another process; wait for it, or end it") from error
-    except Exception as error:
-        if isinstance(error, OSError) and error.filename is not None:
-            raise
-        reason = network.fault(error, uri) or " ".join(str(error).split())[:300]
-        raise InputError(f"MLflow store {uri}: {reason}; check MLFLOW_TRACKING_URI") from error
 
 
 class Store(MlflowClient):
@@ -89,30 +80,41 @@ class Store(MlflowClient):
 
     def __init__(self, root: Path, experiment: str) -> None:
         self.root = root.resolve()
-        self.uri = store_uri(root)
+        self.uri, registry = store_uri(root), registry_uri(root)
+        drop_foreign_settings(experiment)
         with store_errors(self.uri), store_lock(root):
-            self._create_database()
-            super().__init__(self.uri)
+            for uri in filter(None, (self.uri, registry)):
+                self._reach(uri)
+            super().__init__(self.uri, registry)
+            if file := sqlite_file(self.uri):
+                settle(file, self.root)
             self.experiment = self._experiment(experiment)
 
-    def _create_database(self) -> None:
-        """Creates a new SQLite store under another name, so that a killed process does not leave half a schema."""
-        path = Path(self.uri.removeprefix(SQLITE))
-        if not self.uri.startswith(SQLITE) or path.exists():
+    def _reach(self, uri: str) -> None:
+        """Connects to a database once, because MLflow tries ten times, for minutes.
+        Creates a new SQLite store under another name, so that a killed process does not leave half a schema."""
+        if uri.startswith(SERVERS):
             return
-        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+        file = sqlite_file(uri)
+        if file and not file.exists():
+            from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-        partial = path.with_name(f"{path.name}.partial")
-        partial.unlink(missing_ok=True)
-        SqlAlchemyStore(f"{SQLITE}{partial}", str(self.root / "mlartifacts"))._dispose_engine()
-        os.replace(partial, path)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            partial_file = file.with_name(f"{file.name}.partial")
+            partial_file.write_bytes(b"")
+            unfinished = absolute(f"sqlite:///{partial_file}", self.root)
+            SqlAlchemyStore(unfinished, (self.root / ARTIFACTS).as_uri())._dispose_engine()
+            os.replace(partial_file, file)
+        create_engine(uri, poolclass=NullPool).connect().close()
 
     def _experiment(self, name: str) -> Experiment:
+        if self.uri.startswith("databricks") and not name.startswith("/"):
+            raise InputError(f"track.experiment: Databricks needs a path such as /Shared/{name}, got {name!r}")
         found = self.get_experiment_by_name(name)
         if found is None:
             # A server has a place for artifacts. The default of a database is a folder of the current directory, which
             # `dvc exp run --temp` deletes.
-            artifacts = None if self.uri.startswith("http") else (self.root / "mlartifacts").as_uri()
+            artifacts = None if self.uri.startswith(SERVERS) else (self.root / ARTIFACTS).as_uri()
             found = self.get_experiment(self.create_experiment(name, artifacts))
         if found.lifecycle_stage != "active":
             raise InputError(f"MLflow experiment {name} is deleted; restore it, or change track.experiment")
@@ -157,7 +159,9 @@ class Store(MlflowClient):
         try:
             tags = self.get_run(run_id).data.tags
         except MlflowException as error:
-            raise InputError(f"{run_id}: no such run in {self.uri}; `make ui` shows the runs and their ids") from error
+            raise InputError(
+                f"{run_id}: no such run in {shown(self.uri)}; `make ui` shows the runs and their ids"
+            ) from error
         if missing := [name for name in needed if name not in tags]:
             raise InputError(
                 f"run {run_id} has no {', '.join(missing)}: it was never completed, or not made from a commit"
@@ -174,8 +178,46 @@ class Store(MlflowClient):
             if seconds and seconds.keys() == epochs.keys():
                 return sum(seconds.values())
         raise InputError(
-            f"run {run_id}: no run in {self.uri} followed every epoch of its model's training; "
+            f"run {run_id}: no run in {shown(self.uri)} followed every epoch of its model's training; "
             "train it again with `dvc repro --force train`"
+        )
+
+    def lost(self, run: Run) -> list[str]:
+        """The files that the record of a whole run must have, but that it lacks, and on this machine those with other
+        content. They were deleted or damaged behind MLflow's back."""
+        there = _sizes(partial(self.list_artifacts, run.info.run_id))
+        if not there.get("hashes.json"):
+            return ["hashes.json"]
+        try:
+            hashes = json.loads(self.recorded(run.info.run_id, "hashes.json")[0])
+        except ValueError:
+            return ["hashes.json"]
+        folder = local_path(run.info.artifact_uri)
+        lost = [name for name in (*INPUTS, *hashes) if name not in there]
+        lost += [name for name in hashes if there.get(name) == 0]
+        if folder:
+            lost += [name for name in hashes.keys() - lost if sha256(folder / name) != hashes[name]]
+        return sorted({*lost, *([] if self.model_of(run) else ["the model to serve"])})
+
+    def model_of(self, run: Run) -> str | None:
+        """The address of the last model of a run that can be loaded, or None."""
+        models = run.outputs.model_outputs if run.outputs else []
+        return next((uri for item in reversed(models) if self.loads(uri := f"models:/{item.model_id}")), None)
+
+    def loads(self, uri: str) -> bool:
+        """Whether the files of a logged model are there: its description, and the code and the weights of a model of
+        this project. On this machine the weights must be the recorded ones."""
+        model = _found(self.get_logged_model, uri.rpartition("/")[2])
+        if model is None or model.status != LoggedModelStatus.READY:
+            return False
+        run = _found(self.get_run, model.source_run_id)
+        there = _sizes(partial(self.list_logged_model_artifacts, model.model_id))
+        parts = [[name for name in there if name.startswith(part) and there[name]] for part in MODEL_PARTS]
+        if run is None or Tag.MODEL not in run.data.tags:  # a model that was made in another way
+            return bool(parts[0])
+        folder = local_path(model.artifact_location)
+        return all(parts) and (
+            folder is None or run.data.tags[Tag.MODEL] in [sha256(folder / name) for name in parts[-1]]
         )
 
     def recorded(self, run_id: str, *paths: str) -> list[str]:
@@ -208,3 +250,28 @@ class Store(MlflowClient):
 def experiment_names(run: Run) -> set[str]:
     """The names of the DVC experiments that reached the state of this run."""
     return {name for name in run.data.tags.get(Tag.EXPERIMENTS, "").split(",") if name}
+
+
+def commits(run: Run) -> set[str]:
+    """The commits whose state this run is known to be."""
+    tags = run.data.tags
+    clean = {tags[Tag.COMMIT]} if tags.get(Tag.DIRTY) == "false" else set()
+    return clean | {name for name in tags.get(Tag.COMMITS, "").split(",") if name}
+
+
+def _sizes(listed: Callable[[str | None], list[FileInfo]], folder: str | None = None) -> dict[str, int]:
+    """The size of every file below a folder of artifacts, by its path."""
+    found: dict[str, int] = {}
+    for item in listed(folder):
+        found |= _sizes(listed, item.path) if item.is_dir else {item.path: item.file_size or 0}
+    return found
+
+
+def _found(get: Callable[[str], Any], name: str) -> Any:
+    """The thing with this name, or None if there is none."""
+    try:
+        return get(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None

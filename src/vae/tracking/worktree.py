@@ -1,24 +1,42 @@
-"""Git: the uncommitted changes of the working tree, and separate work trees of a commit."""
+"""Git and DVC as commands, and separate work trees of a commit."""
+
+from vae.runtime.repository import main_work_tree
 
 import os
+import re
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from vae.errors import InputError
 
+# Settings of git that a user may have, and that would change files, differences or hashes here.
+SETTINGS = {
+    "apply.ignoreWhitespace": "no",
+    "core.attributesFile": os.devnull,
+    "core.excludesFile": os.devnull,
+    "core.fsmonitor": "false",
+    "core.hooksPath": os.devnull,
+    "init.defaultObjectFormat": "sha1",
+    "init.defaultRefFormat": "files",
+    "submodule.recurse": "false",
+}
+OPTIONS = [word for name, value in SETTINGS.items() for word in ("-c", f"{name}={value}")]
+# A hook of git has these variables, which lead git to another repository than the one of its folder.
+REDIRECTIONS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX")
+
 
 def execute(command: list[str], folder: Path = Path(), environment: dict[str, str] | None = None) -> bytes:
     """Runs a command and returns its output.
-    Raises InputError if it failed. The message ends with the last line that it wrote."""
+    Raises InputError if it failed. The message ends with the first error that it wrote, or with its last line."""
+    inherited = {name: value for name, value in os.environ.items() if name not in REDIRECTIONS}
     try:
         done = subprocess.run(
-            command, cwd=folder, capture_output=True, env=os.environ | (environment or {}), stdin=subprocess.DEVNULL
+            command, cwd=folder, capture_output=True, env=inherited | (environment or {}), stdin=subprocess.DEVNULL
         )
     except OSError as error:
         raise InputError(
@@ -26,14 +44,22 @@ def execute(command: list[str], folder: Path = Path(), environment: dict[str, st
         ) from error
     if done.returncode:
         written = (done.stderr.strip() or done.stdout.strip()).decode(errors="replace")
-        last = written.splitlines()[-1].strip() if written else f"exit code {done.returncode}"
-        raise InputError(f"`{' '.join(command)}` failed in {folder.resolve()}: {last}")
+        first = re.search(r"^(error|fatal): .*", written, flags=re.M | re.S | re.I)
+        said = " ".join(first[0].split())[:500] if first else written.splitlines()[-1].strip() if written else ""
+        words = " ".join(["git", *command[len(OPTIONS) + 1 :]][:3] if command[0] == "git" else command)
+        raise InputError(f"`{words}` failed in {folder.resolve()}: {said or f'exit code {done.returncode}'}")
     return done.stdout
 
 
 def git(*arguments: str, folder: Path = Path(), environment: dict[str, str] | None = None) -> bytes:
-    """Runs git and returns its output. Raises InputError like `execute`: a failure must not look like "no change"."""
-    return execute(["git", *arguments], folder, environment)
+    """Runs git without the user's settings, and returns its output.
+    Raises InputError like `execute`: a failure must not look like "no change"."""
+    return execute(["git", *OPTIONS, *arguments], folder, {"LC_ALL": "C"} | (environment or {}))
+
+
+def names(*arguments: str, environment: dict[str, str] | None = None) -> set[str]:
+    """The paths that a command of git lists. They start at the current folder."""
+    return {os.fsdecode(name) for name in git(*arguments, environment=environment).split(b"\0") if name}
 
 
 def head() -> str:
@@ -41,33 +67,27 @@ def head() -> str:
     return git("rev-parse", "HEAD").decode().strip()
 
 
-def uncommitted_changes(outputs: Iterable[Path]) -> bytes:
-    """The difference between the working tree and its commit, with new files and without the folders of outputs.
-    It is made in a temporary index, so that the user's index stays as it is. It is bytes, because files may have any
-    encoding and any line ends."""
-    with tempfile.TemporaryDirectory() as folder:
-        objects = Path(git("rev-parse", "--git-path", "objects").decode().strip()).resolve()
-        index = {
-            "GIT_INDEX_FILE": f"{folder}/index",
-            "GIT_OBJECT_DIRECTORY": f"{folder}/objects",  # so that new files leave no trace in the repository
-            "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(objects),
-        }
-        (Path(folder) / "objects").mkdir()
-        git("read-tree", "HEAD", environment=index)
-        with suppress(InputError):  # git adds everything except a folder that is a repository without a commit
-            git("add", "--all", "--ignore-errors", environment=index)
-        folders = {path if path.is_dir() else path.parent for path in outputs} - {Path()}  # never the whole tree
-        excluded = [":(exclude,glob)**/dvc.lock"] + [f":(exclude){path}" for path in sorted(folders)]
-        # These options make a difference that `git apply` accepts, whatever the user has configured.
-        plain = ("--no-ext-diff", "--no-textconv", "--no-color", "--src-prefix=a/", "--dst-prefix=b/")
-        return git("diff", "--cached", "--binary", *plain, "HEAD", "--", ".", *excluded, environment=index)
+def setting(name: str) -> str:
+    """The value of a setting of git, empty if it is not set."""
+    return git("config", "--default", "", "--get", name).decode().strip()
+
+
+def unmerged() -> list[str]:
+    """The files with conflicts of an unfinished merge."""
+    return sorted(names("diff", "--name-only", "--relative", "--diff-filter=U", "-z"))
+
+
+def place(root: Path, name: str) -> Path:
+    """The folder of the work tree of this name."""
+    return root / ".dvc" / "tmp" / "worktrees" / name
 
 
 @contextmanager
 def worktree(root: Path, name: str, commit: str, keep: bool) -> Iterator[Path]:
-    """A separate work tree of `commit`, which shares the DVC cache. The user's own tree is not touched.
+    """The project of `root` in a work tree of `commit`. It shares the objects of git and the cache of DVC with `root`.
+    It is a repository of its own, so that the user's tree, hooks and settings have no part in it.
     Raises InputError if another process uses the work tree of this name, or the commit is not in the repository."""
-    folder = root / ".dvc" / "tmp" / "worktrees" / name
+    folder = place(root, name)
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         held = FileLock(f"{folder}.lock", blocking=False).acquire()
@@ -75,22 +95,37 @@ def worktree(root: Path, name: str, commit: str, keep: bool) -> Iterator[Path]:
         raise InputError(f"{folder}: another process uses this work tree; wait for it, or end it") from error
     with held:
         if folder.exists():
-            _remove(root, folder)
+            shutil.rmtree(folder)
         try:
-            git("cat-file", "-e", f"{commit}^{{commit}}", folder=root)
+            found = git("rev-parse", "--verify", f"{commit}^{{commit}}", folder=root).decode().strip()
         except InputError as error:
             raise InputError(f"commit {commit} is not in this clone; fetch it with `git fetch --all` first") from error
-        git("worktree", "prune", folder=root)  # forgets a work tree whose folder was removed by hand
-        git("worktree", "add", "--detach", str(folder), commit, folder=root)
         try:
-            cache = execute(["dvc", "cache", "dir"], root).decode().strip()
-            execute(["dvc", "cache", "dir", "--local", str((root / cache).resolve())], folder)
-            yield folder
+            objects, inside = git("rev-parse", "--git-path", "objects", "--show-prefix", folder=root).split(b"\n")[:2]
+            git("init", "--quiet", "--template=", str(folder), folder=root)
+            alternates = folder / ".git/objects/info/alternates"
+            alternates.parent.mkdir(exist_ok=True)
+            alternates.write_bytes(os.fsencode((root / os.fsdecode(objects)).resolve()) + b"\n")
+            git("checkout", "--quiet", "--detach", found, folder=folder)
+            project = folder / os.fsdecode(inside)
+            share_cache(root, project)
+            yield project
         finally:
             if not keep:
-                _remove(root, folder)
+                shutil.rmtree(folder, ignore_errors=True)
 
 
-def _remove(root: Path, folder: Path) -> None:
-    shutil.rmtree(folder)
-    git("worktree", "prune", folder=root)
+def cache(root: Path) -> Path:
+    """The folder of DVC's cache."""
+    return (root / os.fsdecode(execute(["dvc", "cache", "dir"], root)).removesuffix("\n")).resolve()
+
+
+def share_cache(root: Path, folder: Path) -> None:
+    """Lets the project in `folder` use the DVC cache of the one in `root`."""
+    if (shared := cache(root)) != cache(folder):
+        # A relative path, because DVC cannot write letters outside ASCII, which the absolute one may have.
+        execute(["dvc", "cache", "dir", "--local", os.path.relpath(shared, folder.resolve())], folder)
+
+
+if __name__ == "__main__":  # a linked work tree shares the cache, as it shares the experiments
+    share_cache(main_work_tree(Path()), Path())

@@ -1,0 +1,124 @@
+"""The address of the store: how it is read, how it is shown, and what an error of the store means."""
+
+from vae.runtime import network
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlflow
+from filelock import Timeout
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from vae.errors import InputError
+
+SQLITE = "sqlite:///"
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+SERVERS = ("http://", "https://", "databricks")  # they have a place of their own for files
+PACKAGES = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+MOST_LETTERS = 400  # of the reason in a message
+# Set by a system that runs the pipeline as one of its own runs. A state has a run of its own.
+NOT_USED = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID", "MLFLOW_ARTIFACT_URI")
+
+
+def store_uri(root: Path) -> str:
+    """The address of the store: `MLFLOW_TRACKING_URI`, or a database in the main repository.
+    Raises InputError like `absolute`."""
+    return absolute(os.environ.get("MLFLOW_TRACKING_URI", "").strip() or f"{SQLITE}mlflow.db", root)
+
+
+def registry_uri(root: Path) -> str | None:
+    """The address of the registered models if it is not the store: `MLFLOW_REGISTRY_URI`."""
+    uri = os.environ.get("MLFLOW_REGISTRY_URI", "").strip()
+    return absolute(uri, root) if uri else None
+
+
+def absolute(uri: str, root: Path) -> str:
+    """An address in which the path of a SQLite database is absolute. A relative one starts at the main repository,
+    also in the copy in which a temporary experiment runs.
+    Raises InputError if MLflow keeps no runs at such an address, or only in memory."""
+    if uri.startswith(SERVERS):
+        return uri
+    url = database(uri)
+    if url is None or url.get_backend_name() not in DATABASES:
+        raise InputError(
+            f"MLflow store {shown(uri)}: neither a database nor a server; use for example {SQLITE}mlflow.db or "
+            "http://<host>:5000 (`mlflow migrate-filestore` moves runs out of a folder)"
+        )
+    if url.get_backend_name() != "sqlite":
+        return uri
+    if not url.database or url.database.startswith((":memory:", "file:")) or "mode" in url.query:
+        raise InputError(f"MLflow store {uri}: needs the path of a file, for example {SQLITE}mlflow.db")
+    # A percent sign or a question mark has a meaning in an address. MLflow needs all other letters as they are.
+    path = re.sub(r"%(?=[0-9a-fA-F]{2})", "%25", str(root.resolve() / url.database)).replace("?", "%3F")
+    return f"{url.drivername}:///{path}{uri[uri.index('?') :] if '?' in uri else ''}"
+
+
+def database(uri: str) -> URL | None:
+    """The parts of the address of a database, or None if it is none."""
+    try:
+        return make_url(uri)
+    except (ArgumentError, ValueError):  # ValueError: the port is no number
+        return None
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of a SQLite database, or None for another store."""
+    url = database(uri)
+    return Path(url.database) if url and url.database and url.get_backend_name() == "sqlite" else None
+
+
+def shown(text: str) -> str:
+    """A text without the names and passwords of the addresses in it."""
+    text = re.sub(r"://\S*@", "://***@", text)
+    return re.sub(r"([?&;]\w*(?:pass|pwd|token|secret|key|odbc_connect)\w*=)[^&;\s]*", r"\1***", text, flags=re.I)
+
+
+def reason(error: BaseException) -> str:
+    """The message of an error in one line, without passwords and not too long."""
+    line = shown(" ".join(str(error).split()))
+    return line if len(line) <= MOST_LETTERS else f"{line[:MOST_LETTERS]}…"
+
+
+@contextmanager
+def store_errors(uri: str) -> Iterator[None]:
+    """Turns any error of the store into an InputError that names it and the way out.
+    An OSError with a file name passes, because its message is clear already."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Timeout as error:
+        raise InputError(f"{error.lock_file}: held by another process; wait for it, or end it") from error
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
+        raise InputError(f"MLflow store {shown(uri)}: {_cure(error, uri)}") from error
+
+
+def _cure(error: Exception, uri: str) -> str:
+    """The error in one line that ends with the way out."""
+    address = uri if shown(uri) == uri else "$MLFLOW_TRACKING_URI"
+    if isinstance(error, ImportError) and error.name:
+        package = PACKAGES.get(error.name, error.name)
+        return f"this address needs the package {error.name}; `pip install {package}`, or name another driver in it"
+    if found := re.search(r"out-of-date database schema \(found version (\w+)", str(error)):
+        if not any(Path(mlflow.__file__).parent.glob(f"store/db_migrations/versions/{found[1]}_*.py")):
+            return "made by a newer MLflow; install that one, or name another store in MLFLOW_TRACKING_URI"
+        file = sqlite_file(uri)
+        backup = f"`cp '{file}' '{file}.backup'`" if file else "back up the database"
+        return f'made by an older MLflow; end its server, {backup}, then `mlflow db upgrade "{address}"`'
+    return f"{network.fault(error, uri) or reason(error)}; check MLFLOW_TRACKING_URI"
+
+
+def drop_foreign_settings(experiment: str) -> None:
+    """Removes the settings of a surrounding system from the environment of this process, and says so in one line.
+    MLflow would take them for the run, the experiment or the files of the state."""
+    values = {name: os.environ.pop(name, "") for name in NOT_USED}
+    if names := [name for name, value in values.items() if value not in ("", experiment)]:
+        message = f"not used: {', '.join(names)}; a state has a run of its own, in track.experiment ({experiment})"
+        print(f"MLflow: {message}", file=sys.stderr)

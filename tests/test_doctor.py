@@ -1,0 +1,158 @@
+"""What the doctor says of git, the environment and the machine. Runs and experiments: tests/pipeline."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tools import doctor
+from tools.doctor import Finding, Here
+from vae.errors import InputError
+
+
+def here(mend: bool = False) -> Here:
+    """The current folder as the doctor sees it."""
+    return Here(Path("params.yaml"), Path("metrics/mlflow.json"), mend)
+
+
+def git(*arguments: str) -> None:
+    """Runs git with a name and an address, which a commit needs."""
+    command = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """The current folder: a repository with one commit, and an identity."""
+    monkeypatch.chdir(tmp_path)
+    Path("dvc.yaml").write_text("base\n")
+    git("init", "--quiet", "--initial-branch", "main")
+    git("add", "--all")
+    git("commit", "--quiet", "--message", "base")
+    for name in ("user.name", "user.email"):
+        git("config", name, "mine")
+
+
+def said(check) -> list[str]:
+    """The lines of a check, each of which names a way out."""
+    found = list(doctor.examined(check, here()))
+    assert all(item.left for item in found)
+    return [item.text for item in found]
+
+
+def test_git_is_well(repository):
+    assert said(doctor.git) == []
+
+
+def test_a_folder_without_a_commit_is_a_finding(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    git("init", "--quiet")
+    (line,) = said(doctor.git)
+    assert "git cat-file" in line
+
+
+def test_an_identity_that_is_missing_is_a_finding_unless_dvc_has_a_stand_in(repository, monkeypatch):
+    git("config", "--unset", "user.email")
+    (line,) = said(doctor.git)
+    assert "no user.email" in line
+    assert "git config --global user.email" in line
+    monkeypatch.setenv("GIT_COMMITTER_NAME", "vae-pipeline")
+    assert [item.left for item in doctor.git(here())] == [False]
+
+
+def test_a_shallow_clone_and_a_path_that_dvc_cannot_write(repository, tmp_path, monkeypatch):
+    git("commit", "--quiet", "--allow-empty", "--message", "more")
+    folder = tmp_path / "é"
+    git(
+        "clone",
+        "--quiet",
+        "--config",
+        "user.name=t",
+        "--config",
+        "user.email=t",
+        "--depth",
+        "1",
+        f"file://{tmp_path}",
+        str(folder),
+    )
+    monkeypatch.chdir(folder)
+    shallow, path = said(doctor.git)
+    assert "git fetch --unshallow" in shallow
+    assert "é has letters outside ASCII" in path
+
+
+def test_an_unfinished_merge_names_its_files(repository):
+    git("checkout", "--quiet", "-b", "other")
+    for branch in ("other", "main"):
+        git("checkout", "--quiet", branch)
+        Path("dvc.yaml").write_text(branch)
+        git("commit", "--quiet", "--all", "--message", branch)
+    assert subprocess.run(["git", "merge", "--quiet", "other"], capture_output=True).returncode == 1
+    (line,) = said(doctor.git)
+    assert line.startswith("an unfinished merge of dvc.yaml; ")
+
+
+def test_a_linked_work_tree_gets_the_cache_of_the_main_one(repository, tmp_path, monkeypatch):
+    folder = tmp_path / "linked"
+    git("worktree", "add", "--quiet", str(folder))
+    shared = []
+    monkeypatch.setattr(doctor.worktree, "cache", lambda root: root / ".dvc/cache")
+    monkeypatch.setattr(doctor.worktree, "share_cache", lambda *folders: shared.append(folders))
+    assert said(doctor.linked_work_tree) == []
+    monkeypatch.chdir(folder)
+    (line,) = said(doctor.linked_work_tree)
+    assert "MEND=1" in line
+    assert shared == []
+    (mended,) = doctor.linked_work_tree(here(mend=True))
+    assert not mended.left
+    assert shared == [(tmp_path.resolve(), folder.resolve())]
+
+
+def test_an_environment_that_is_not_the_locked_one(root, monkeypatch, tmp_path):
+    monkeypatch.chdir(root)
+    assert not [line for line in said(doctor.environment) if line.startswith(("not installed", "`import vae`"))]
+    monkeypatch.setattr(doctor, "version", lambda name: "2.14.0+cpu" if name == "torch" else doctor.installed.__name__)
+    monkeypatch.chdir(tmp_path)
+    Path("requirements.lock").write_text("# made\ntorch==2.14.1\nnone==1 ; sys_platform == 'nowhere'\n")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    packages, code, *programs = said(doctor.environment)
+    assert packages.startswith("not installed: torch==2.14.1; ")
+    assert "not src/vae" in code
+    assert [line.split(" is ")[0] for line in programs] == ["`python`", "`dvc`", "`mlflow`"]
+    monkeypatch.setattr(doctor, "version", lambda _: "2.14.1+cpu")  # the same release, built for the CPU alone
+    assert not [line for line in said(doctor.environment) if line.startswith("not installed")]
+
+
+def test_a_full_disk_and_missing_cores(root, monkeypatch):
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(doctor.cores, "usable", lambda: list(range(64)))
+    assert said(doctor.machine) == []
+    monkeypatch.setattr(doctor, "LEAST_BYTES", 1 << 60)
+    monkeypatch.setattr(doctor.cores, "usable", lambda: [0])
+    disk, threads = doctor.machine(here())
+    assert disk.left
+    assert "make room" in disk.text
+    assert not threads.left  # experiments take turns
+
+
+def test_the_report_ends_with_a_count_and_an_exit_code(monkeypatch, capsys):
+    """A check that fails is a finding, and the others still run. The same line is printed once."""
+
+    def away(_):
+        yield Finding("first")
+        raise InputError("the store is away")
+
+    def note(_):
+        yield Finding("a note", left=False)
+
+    def report(**checks) -> tuple[int, list[str]]:
+        monkeypatch.setattr(doctor, "CHECKS", checks)
+        with pytest.raises(SystemExit) as ended:
+            doctor.main(Path("params.yaml"), Path("metrics/mlflow.json"), mend=False)
+        return ended.value.code, capsys.readouterr().out.splitlines()
+
+    assert report(git=(away,), store=(away, note), machine=()) == (
+        1,
+        ["git: first", "git: the store is away", "store: a note", "machine: ok", "2 to mend"],
+    )
+    assert report(store=(note,)) == (0, ["store: a note", "nothing to mend"])
