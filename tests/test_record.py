@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from vae.errors import InputError
 from vae.params import NOT_IN_PIPELINE
@@ -44,7 +45,7 @@ def state(tmp_path, root, monkeypatch, experiment):
         Path(name).parent.mkdir(exist_ok=True)
     for name in ("dvc.yaml", "dvc.lock", "data/images"):
         Path(name).write_text("stages: {}\n")
-    Path("models/vae").write_text("model")
+    save_file({"weight": np.zeros(2, np.float32)}, "models/vae")
     Path("metrics/train.csv").write_text("epoch,val_neg_elbo_nats,lr\n1,100.5,0.1\n2,90.5,0.05\n")
     Path("metrics/validation.json").write_text(json.dumps({"val_neg_elbo_nats": 90.5, "validation_images": 1200}))
     Path("metrics/evaluation.json").write_text(json.dumps(EVALUATION))

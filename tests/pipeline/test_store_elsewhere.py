@@ -88,7 +88,7 @@ def test_a_clone_is_recorded_moved_and_mended_without_running_anything(project, 
 
 def test_an_experiment_and_a_commit_get_their_runs_in_a_new_store(project, tmp_path):
     project.dvc("exp", "run", "--temp", "--name", "mine", "--set-param", "evaluate.seed=5")
-    other = project.at(f"sqlite:///{tmp_path / 'other.db'}?timeout=60")
+    other = project.at(f"sqlite:///{tmp_path / 'other.db'}")
     for revision in ("mine", "HEAD"):
         assert "no whole run" in other.script(SYNC, *RESULT, revision, "--dry").stdout
         other.script(SYNC, *RESULT, revision)
