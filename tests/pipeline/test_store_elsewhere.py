@@ -39,7 +39,7 @@ def test_a_clone_is_recorded_moved_and_mended_without_running_anything(project, 
     clone = in_folder(project, tmp_path / "clone")
     project.run("git", "clone", "--quiet", str(project.folder), str(clone.folder))
 
-    assert "`dvc pull` brings files from the remote" in clone.error(SYNC, *RESULT, "")
+    assert "`dvc pull` brings them from a remote" in clone.error(SYNC, *RESULT, "")
     doctor = clone.script(DOCTOR, *RESULT, check=False)
     assert doctor.returncode == 1
     assert "has no run in this store; `make sync` records it too" in doctor.stdout
