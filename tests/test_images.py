@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
+from tools import reachable
 from vae.errors import InputError
 
 SIDE = 28
@@ -220,3 +221,14 @@ def test_idx_files_that_are_refused(tmp_path):
     assert f"{two}: no such file" in refused(tmp_path / "idx")
     Path(f"{two}.gz").write_bytes(gzip.compress(whole[1])[:-9])
     assert f"{two}.gz: not a whole IDX file of labels" in refused(tmp_path / "idx")
+
+
+def test_make_run_asks_no_mirror(root, tmp_path, monkeypatch):
+    """Images of your own need no network. MNIST does."""
+    asked = []
+    monkeypatch.setattr(reachable.mirrors, "unreachable", lambda name, _: asked.append(name))
+    text = (root / "params.yaml").read_text()
+    for name in ("folder", "mnist"):
+        (tmp_path / "params.yaml").write_text(text.replace("name: mnist ", f"name: {name} "))
+        reachable.main(tmp_path / "params.yaml", tmp_path / "data")
+    assert asked == ["mnist"]

@@ -146,26 +146,43 @@ def test_numbers_of_each_kind_of_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "words"),
+    ("name", "one", "other", "kind", "words"),
     [
-        ("x,y\n1,2\n3,4\n", "x,y\n1,2.5\n2.75,4\n", "largest difference 0.5 over 4 numbers"),
-        ("x\n1\n", "x\n4\n", "largest difference 3 over 1 numbers"),
-        ("x\n1\n", "y\n1\n", "largest difference 0 over 1 numbers"),
-        ("x\n1\n", "x\n1\n2\n", "other content"),
+        ("a.csv", "x,y\n1,2\n3,4\n", "x,y\n1,2\n3,4\n", "SAME", ""),
+        ("a.csv", "x,y\n100,2\n3,4\n", "x,y\n100.9,2\n3,4\n", "CLOSE", "largest difference 0.9 over 4 numbers"),
+        ("a.csv", "x,y\n100,2\n3,4\n", "x,y\n101.1,2\n3,4\n", "DIFFERENT", "largest difference 1.1 over 4 numbers"),
+        ("a.csv", "x\n1\n", "x\n1\n2\n", "DIFFERENT", "other content"),
+        ("a.csv", "x\n1\nnan\n", "x\n1\n2\n", "DIFFERENT", "other numbers are finite"),
+        ("a.csv", "x\n1\nnan\n", "x\n1.001\nnan\n", "CLOSE", "largest difference 0.001 over 2 numbers"),
+        ("a.json", '{"x": 1, "sha": "a"}', '{"x": 1, "sha": "b"}', "DIFFERENT", "other content"),
+        ("a.json", '{"x": 1, "precision": "bf16"}', '{"x": 1, "precision": "fp32"}', "CLOSE", "largest difference 0"),
+        ("a.json", '{"x": 1}', '{"x": 1', "DIFFERENT", "unreadable"),
+        ("a.json", '{"x": 1}', "[1]", "DIFFERENT", "unreadable"),
+        ("a.png", "no picture", "no picture either", "DIFFERENT", "unreadable"),
+        ("a.npz", "no archive", "no archive either", "DIFFERENT", "unreadable"),
+        ("a.safetensors", "no tensors", "no tensors either", "DIFFERENT", "unreadable"),
+        ("a.txt", "one", "other", "DIFFERENT", "other content"),
     ],
-    ids=["largest", "sign", "names", "shapes"],
 )
-def test_a_distance_in_words(tmp_path, one, other, words):
-    (tmp_path / "one.csv").write_text(one)
-    (tmp_path / "other.csv").write_text(other)
-    assert reproduction.distance(tmp_path / "one.csv", tmp_path / "other.csv") == words
-    assert reproduction.distance(tmp_path / "other.csv", tmp_path / "one.csv") == words
+@pytest.mark.parametrize("other_machine", [False, True])
+def test_the_three_verdicts(tmp_path, name, one, other, kind, words, other_machine):
+    """Figures are the same, close or different on every machine. A damaged file is different, and no traceback."""
+    (tmp_path / "recorded").mkdir()
+    (tmp_path / "recorded" / name).write_text(one)
+    (tmp_path / name).write_text(other)
+    expected = sha256(tmp_path / "recorded" / name)
+    found, detail = reproduction.verdict(tmp_path / name, expected, tmp_path / "recorded" / name, other_machine)
+    assert found == getattr(reproduction, kind)
+    assert detail.startswith(words)
 
 
-def test_files_without_numbers_have_no_distance(tmp_path):
-    for name in ("one.txt", "other.txt"):
-        (tmp_path / name).write_text(name)
-    assert reproduction.distance(tmp_path / "one.txt", tmp_path / "other.txt") == "other content"
+@pytest.mark.parametrize(("other_machine", "kind"), [(False, "DIFFERENT"), (True, "CLOSE")])
+def test_weights_and_pictures_may_differ_only_on_another_machine(tmp_path, other_machine, kind):
+    (tmp_path / "recorded").mkdir()
+    save_file({"w": np.zeros(3, np.float32)}, tmp_path / "recorded/a.safetensors")
+    save_file({"w": np.ones(3, np.float32)}, tmp_path / "a.safetensors")
+    found = reproduction.verdict(tmp_path / "a.safetensors", "0", tmp_path / "recorded/a.safetensors", other_machine)
+    assert found == (getattr(reproduction, kind), "largest difference 1 over 3 numbers")
 
 
 def test_files_are_compared_one_by_one(tmp_path, capsys):
@@ -177,10 +194,11 @@ def test_files_are_compared_one_by_one(tmp_path, capsys):
         (path / "other.json").write_text(json.dumps({"x": 1 + 5 * (path == folder)}))
         (path / "shape.csv").write_text("x\n1\n" + "2\n" * (path == folder))
     hashes = {path.name: sha256(path) for path in recorded.iterdir()} | {"missing.png": "0"}
-    assert reproduction.compare(folder, dict(sorted(hashes.items())), recorded) == 3
+    found = reproduction.compare(folder, dict(sorted(hashes.items())), recorded, other_machine=False)
+    assert found == {reproduction.DIFFERENT: 3, reproduction.SAME: 1}
     assert [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()] == [
-        ["missing.png", "missing"],
-        ["other.json", "largest difference 5 over 1 numbers"],
+        ["missing.png", "different (missing)"],
+        ["other.json", "different (largest difference 5 over 1 numbers)"],
         ["same.json", "the same, bit for bit"],
-        ["shape.csv", "other content"],
+        ["shape.csv", "different (other content)"],
     ]

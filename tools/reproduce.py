@@ -1,6 +1,6 @@
 """`make reproduce`: restores the inputs of an MLflow run, runs it from scratch, and compares every file."""
 
-from vae.runtime import command, repository
+from vae.runtime import command, machine, repository
 
 import json
 import shlex
@@ -20,7 +20,8 @@ def main(params: Path, run: str) -> None:
         raise InputError("no run is named; `make reproduce RUN=<run id>`, which `make ui` and `make which` show")
     root = Path().resolve()
     store = Store(repository.main_repository(), load(params).track.experiment)
-    commit = store.run_tags(run, Tag.COMMIT, Tag.KEY)[Tag.COMMIT]
+    tags = store.run_tags(run, Tag.COMMIT, Tag.KEY)
+    commit = tags[Tag.COMMIT]
     with tempfile.TemporaryDirectory() as scratch, worktree(root, run, commit, keep=True) as folder:
         recorded = Path(store.download_artifacts(run, "", scratch))
         hashes = json.loads((recorded / "hashes.json").read_text())
@@ -28,10 +29,32 @@ def main(params: Path, run: str) -> None:
         reproduction.restore(folder, recorded)
         reproduction.tell_left_out(recorded)
         reproduction.rerun(folder)
-        different = reproduction.compare(folder, hashes, recorded)
-    print("reproduced: every file is the same" if not different else f"{different} of {len(hashes)} files differ")
+        others = machine_differences(recorded / "params.yaml", tags)
+        found = reproduction.compare(folder, hashes, recorded, other_machine=bool(others))
+    different, close = found[reproduction.DIFFERENT], found[reproduction.CLOSE]
+    if different:
+        print(f"{different} of {len(hashes)} files differ")
+    elif close:
+        print(
+            f"reproduced: every figure is the same within {reproduction.TOLERANCE:.0%}; {close} of {len(hashes)} files "
+            "have other bits. A run with -S train.instructions=avx2 has the same bits on every x86-64 CPU with AVX2"
+        )
+    else:
+        print("reproduced: every file is the same")
     print(f"the work tree stays; `rm -rf {shlex.quote(str(place(root, run)))}` removes it")
     sys.exit(1 if different else 0)
+
+
+def machine_differences(params: Path, tags: dict[str, str]) -> list[str]:
+    """Prints the recorded and the present machine side by side where they differ, and returns these lines."""
+    if not any(name.startswith("machine.") for name in tags):
+        print("  the record names no machine: the model came from a cache, or from an older version")
+        return []
+    command.limit_instructions(["", str(params)])
+    lines = machine.differences(tags, machine.describe(load(params).train.threads, tags.get("model.device", "cpu")))
+    for line in lines:
+        print(f"  {line}")
+    return [line for line in lines if not line.startswith("machine.os")]
 
 
 if __name__ == "__main__":

@@ -114,7 +114,8 @@ def queue(project: Project, changes: list[str]) -> Callable[[], bool]:
         return re.findall(r"\b(Queued|Running|Success|Failed)\b", project.dvc("queue", "status").stdout)
 
     def ended() -> bool:
-        wait_for(lambda: not {"Queued", "Running"} & {*statuses()}, 1)
+        # Asked twice, because an experiment that has just ended is missing from the list for a moment.
+        wait_for(lambda: not any({"Queued", "Running"} & {*statuses()} for _ in range(2)), 1)
         project.stop("queue-worker")  # or it would take the next experiment as well, with the environment of this one
         return statuses().count("Success") == well + 1
 

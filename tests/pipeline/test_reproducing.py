@@ -54,8 +54,8 @@ def test_reproduction_says_how_far_apart_a_file_is(project, tmp_path):
     recorded.parent.mkdir()
     recorded.write_text(json.dumps(found | {"active_units": found["active_units"] + 5}))
     hashes = {name: "0", "metrics/none.json": "0"}
-    assert reproduction.compare(project.folder, hashes, tmp_path) == 2
-    assert "largest difference 5" in reproduction.distance(project.folder / name, recorded)
+    found = reproduction.compare(project.folder, hashes, tmp_path, other_machine=True)
+    assert found == {reproduction.DIFFERENT: 2}
 
 
 def test_which_run_is_an_experiment_and_what_the_doctor_does_if_it_is_lost(project):
