@@ -33,7 +33,7 @@ ifneq ($(TORCH),$(shell cat .venv/torch 2> /dev/null))
 .PHONY: .venv/installed
 endif
 endif
-ifeq ($(shell grep -lsF "$$(pwd -P)/.venv/" .venv/bin/dvc),)
+ifneq ($(shell test ! -s .venv/installed || grep -qxF "$$(pwd -P)" .venv/installed || echo moved),)
 .PHONY: .venv/installed
 endif
 

@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -189,3 +190,16 @@ def test_uv_gets_the_settings_that_pip_really_has(set_up, monkeypatch):
     packages = Packages(listed=done.stdout)
     set_up(packages)
     assert packages.environments[0]["UV_DEFAULT_INDEX"] == "https://mirror.example/simple"
+
+
+@pytest.mark.parametrize(("place", "again"), [("", False), ("{here}", False), ("/elsewhere", True)])
+def test_an_environment_that_was_moved_is_made_again(tmp_path, place, again):
+    """Its commands have absolute paths. An environment of before is empty here, and counts as in its place."""
+    shutil.copy(SCRIPT.parents[1] / "Makefile", tmp_path)
+    for name in ("requirements.lock", "pyproject.toml", ".venv/installed"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(place.format(here=tmp_path.resolve()))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    command = ["make", "--dry-run", "setup"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert ("tools/install.py" in done.stdout) == again

@@ -62,7 +62,9 @@ def test_files_that_the_cache_lacks_are_named(project, monkeypatch):
         return execute(command, folder, environment)
 
     monkeypatch.setattr(sync, "execute", fail)
-    with pytest.raises(InputError, match=r"^it: DVC's cache lacks data; `dvc pull` brings files from the remote$"):
+    with pytest.raises(
+        InputError, match=r"^it: DVC's cache lacks data; `dvc pull` brings them from a remote, `dvc repro` makes them$"
+    ):
         sync.track(folder, RESULT, "it", "dvc pull")
     assert done == []
 

@@ -84,7 +84,7 @@ def main(folder: Path, lock: Path, torch: str, torch_index: str) -> None:
             packages = subprocess.run([*command, *options, "--requirement", str(chosen)], env=environment)
             project = ["--no-deps", "--no-build-isolation", "--editable", "."]
             if not packages.returncode and not subprocess.run([*command, *project], env=environment).returncode:
-                (folder / "installed").touch()
+                (folder / "installed").write_text(f"{folder.resolve().parent}\n")  # an environment cannot be moved
                 return
     sys.exit(
         "error: the packages could not be installed; if they cannot be fetched, check the network, HTTPS_PROXY, "

@@ -58,9 +58,11 @@ def test_new_store_gets_the_same_state_whole(project, tmp_path):
 
 
 def test_a_server_gets_the_state_whole(project, served):
-    """`mlflow server`, which asks for more than its own database does."""
+    """`mlflow server`, which asks for more than its own database does. A password in its address is not printed."""
     other = project.at(served)
-    other.dvc("repro", "--single-item", "--force", "track")
+    track = ("repro", "--single-item", "--force", "track")
+    done = other.dvc(*track, MLFLOW_TRACKING_URI=served.replace("://", "://me:secret@"))
+    assert "secret" not in done.stdout + done.stderr
     assert list(other.runs()) == [other.recorded()]
     run = other.assert_whole(other.recorded())
     assert other.client.get_model_version_by_alias("vae-digits", "champion").run_id == run.info.run_id

@@ -39,7 +39,7 @@ def test_a_clone_is_recorded_moved_and_mended_without_running_anything(project, 
     clone = in_folder(project, tmp_path / "clone")
     project.run("git", "clone", "--quiet", str(project.folder), str(clone.folder))
 
-    assert "`dvc pull` brings files from the remote" in clone.error(SYNC, *RESULT, "")
+    assert "`dvc pull` brings them from a remote" in clone.error(SYNC, *RESULT, "")
     doctor = clone.script(DOCTOR, *RESULT, check=False)
     assert doctor.returncode == 1
     assert "has no run in this store; `make sync` records it too" in doctor.stdout
@@ -88,7 +88,7 @@ def test_a_clone_is_recorded_moved_and_mended_without_running_anything(project, 
 
 def test_an_experiment_and_a_commit_get_their_runs_in_a_new_store(project, tmp_path):
     project.dvc("exp", "run", "--temp", "--name", "mine", "--set-param", "evaluate.seed=5")
-    other = project.at(f"sqlite:///{tmp_path / 'other.db'}?timeout=60")
+    other = project.at(f"sqlite:///{tmp_path / 'other.db'}")
     for revision in ("mine", "HEAD"):
         assert "no whole run" in other.script(SYNC, *RESULT, revision, "--dry").stdout
         other.script(SYNC, *RESULT, revision)

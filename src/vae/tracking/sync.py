@@ -33,7 +33,9 @@ def track(folder: Path, result: Path, what: str, fetch: str, environment: dict[s
             execute(["dvc", "checkout", *missing], folder)
         except InputError as error:
             files = ", ".join(missing)
-            raise InputError(f"{what}: DVC's cache lacks {files}; `{fetch}` brings files from the remote") from error
+            raise InputError(
+                f"{what}: DVC's cache lacks {files}; `{fetch}` brings them from a remote, `dvc repro` makes them"
+            ) from error
     missing, stale = unready(folder)
     if missing or stale:
         raise InputError(f"{what}: no results of this code and these parameters; `dvc repro` ({(missing + stale)[0]})")
