@@ -31,7 +31,8 @@ def products(batch: int, config: Params) -> Callable[[bool], None]:
     Called with True, these are the forward products, and the gradients of all weights and of all activations except the
     images. Called with False, these are the forward products of the decoder.
     """
-    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    chosen = device.precision(config.train.precision, torch.device("cpu"))
+    dtype = torch.bfloat16 if chosen == "bf16" else torch.float32
 
     def tensors(widths: tuple[int, ...]) -> list[tuple[torch.Tensor, ...]]:
         shapes = [((outputs, inputs), (batch, inputs), (batch, outputs)) for inputs, outputs in pairwise(widths)]
@@ -93,7 +94,7 @@ def evaluation_ours(config: Params, folder: Path, count: int = IMAGES, samples: 
     x = data.binarize(data.load(folder, "t10k").images[:count], generator)
 
     def run() -> None:
-        with device.autocast(x.device, config.evaluate.precision):
+        with device.autocast(x.device, device.precision(config.evaluate.precision, x.device)):
             metrics.over_images(vae, x, samples, generator, "bound")
 
     return run

@@ -70,7 +70,7 @@ def proper_seconds(folder: Path) -> tuple[float, float]:
     vae = model.load(folder / "models/vae.safetensors")
     grey = data.load(folder / "data", "t10k").images
     started = time.perf_counter()
-    with device.autocast(grey.device, config.evaluate.precision):
+    with device.autocast(grey.device, device.precision(config.evaluate.precision, grey.device)):
         metrics.evaluate(vae, grey, grey, config.evaluate)
     return epochs, time.perf_counter() - started
 

@@ -15,6 +15,14 @@ from vae.evaluation import metrics, readme
 from vae.model import VAE
 from vae.params import load
 
+PREFIXES = {
+    "whole": ("whole",),
+    "speed": ("epoch", "floor", "evaluation_samples", "evaluation_floor"),
+    "quality": ("origin", "time_to"),
+    "cost": ("repro", "training", "evaluation_seconds", "fixed", "import", "peak"),
+    "growth": ("growth",),
+}
+
 
 @pytest.fixture
 def config(tmp_path):
@@ -32,6 +40,7 @@ def test_all_contenders_have_the_same_network(config):
 
 def test_both_scores_on_grey_values_agree(config):
     """The tutorial's loss is our neg-ELBO of the same weights, up to the noise of one sample of z."""
+    torch.manual_seed(0)
     theirs, ours = origin.VAE(), VAE(config.model)
     weights = dict(theirs.named_parameters())
     for end in ("weight", "bias"):
@@ -77,14 +86,39 @@ def test_growth_measures_a_row(tmp_path):
 
 
 def test_the_page_of_speed_shows_the_measured_figures(root):
-    figures = json.loads((root / "metrics/bench.json").read_text())
+    kinds = json.loads((root / "metrics/bench.json").read_text())
     page = (root / "docs/speed.md").read_text()
-    assert readme.insert(page, tables.table(figures), "bench") == page
+    assert readme.insert(page, tables.table(kinds), "bench") == page
+
+
+def test_each_part_and_kind_stands_alone(root):
+    """A part that was not measured has no row, and the rows of another kind of CPU stay."""
+    (figures,) = [kind for kind in json.loads((root / "metrics/bench.json").read_text()).values() if "growth" in kind]
+    for part, key in tables.PARTS.items():
+        alone = {name: value for name, value in figures.items() if name in key or name.startswith(PREFIXES[part])}
+        shown = tables.table({"one": alone, "other": {}})
+        assert ("| one |" in shown or "**one.**" in shown) == (key in figures)
+        assert "other" not in shown
+    both = tables.table({"one": figures, "other": figures})
+    assert both.count("| one |") == both.count("| other |") > 3
+
+
+def test_a_part_measured_into_a_new_file_keeps_other_kinds(tmp_path, monkeypatch):
+    """`make bench PART=growth` with no file, then with the file of another kind of CPU."""
+    row = {"what": "epoch", "seconds": 1.0, "peak_mib": 2.0}
+    monkeypatch.setattr(bench.growth, "growth", lambda *_: [row])
+    page, result = tmp_path / "page.md", tmp_path / "bench.json"
+    page.write_text("<!-- bench: begin -->\n<!-- bench: end -->\n")
+    for kind in ("one", "other"):
+        monkeypatch.setattr(bench, "kind", lambda kind=kind: (kind, {}))
+        bench.main(tmp_path, result, page, ["growth"])
+    assert json.loads(result.read_text()) == {kind: {"machine": {}, "growth": [row]} for kind in ("one", "other")}
+    assert "| epoch | one | 1.0 | 2 |\n| epoch | other | 1.0 | 2 |" in page.read_text()
 
 
 def test_figures_follow_from_each_other(root):
     """Each ratio is the ratio of its two times, and the parts sum to the whole."""
-    figures = json.loads((root / "metrics/bench.json").read_text())
+    (figures,) = [kind for kind in json.loads((root / "metrics/bench.json").read_text()).values() if "growth" in kind]
     ours = figures["epoch_seconds_ours"]
     assert figures["epoch_speedup"] == pytest.approx(figures["epoch_seconds_origin"] / ours, rel=1e-2)
     assert figures["floor_fraction"] == pytest.approx(figures["epoch_seconds_floor"] / ours, rel=1e-2)
