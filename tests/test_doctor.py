@@ -110,7 +110,7 @@ def test_a_linked_work_tree_gets_the_cache_of_the_main_one(repository, tmp_path,
 
 def test_an_environment_that_is_not_the_locked_one(root, monkeypatch, tmp_path):
     monkeypatch.chdir(root)
-    assert not [line for line in said(doctor.environment) if line.startswith(("not installed", "`import vae`"))]
+    assert not [line for line in said(doctor.environment) if line.startswith("`import vae`")]
     monkeypatch.setattr(doctor, "version", lambda name: "2.14.0+cpu" if name == "torch" else doctor.installed.__name__)
     monkeypatch.chdir(tmp_path)
     Path("requirements.lock").write_text("# made\ntorch==2.14.1\nnone==1 ; sys_platform == 'nowhere'\n")

@@ -64,7 +64,7 @@ def results(root, vae, store, evaluation, quality, tmp_path, monkeypatch) -> dic
     store.artifacts = params_file.read_text(), json.dumps(hashes)
     recipes = tmp_path / "recipes"
     recipes.mkdir()
-    (recipes / "mine.sh").write_text("dvc exp run -S train.epochs=4  # like the committed params.yaml\n")
+    (recipes / "mine.sh").write_text("dvc exp run -S train.epochs=3  # like the committed params.yaml\n")
     monkeypatch.setattr(script, "git", lambda *_: params_file.read_bytes())
     others = {"recipe": "mine", "recipes": recipes, "model": weights, "board": tmp_path / "board.csv"}
     return {"params": params_file} | paths | pages | others
@@ -99,7 +99,7 @@ def test_a_run_of_another_recipe_is_refused(results):
     """Otherwise `minute` could appear as `two-hours`. Another seed, or more samples, is the same recipe."""
     recipe = results["recipes"] / "mine.sh"
     recipe.write_text("dvc exp run -S train.epochs=5 \\\n  -S 'model.channels=[16,32]' -S train.seed=3\n")
-    with pytest.raises(InputError, match=r"train\.epochs is 4, and 5 in the recipe; `bash recipes/mine"):
+    with pytest.raises(InputError, match=r"train\.epochs is 3, and 5 in the recipe; `bash recipes/mine"):
         script.main(**results)
     assert not results["board"].exists()
     recipe.write_text("dvc exp run -S evaluate.importance_samples=7 -S train.seed=3\n")

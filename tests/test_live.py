@@ -41,11 +41,12 @@ def received(folder):
 
 def test_messages_arrive_in_order_with_the_outcome(tmp_path):
     process = recorder(tmp_path)
-    with live.follow(process, Path("params.yaml"), Path("root"), "key", own=True) as feed:
+    with live.follow(process, Path("params.yaml"), Path("root"), "key", own=True, machine={"machine.cpu": "x"}) as feed:
         feed.log(RECORD, 1.5)
         feed.trained()
     got = received(tmp_path)
-    assert got[0] == {"params": "params.yaml", "root": "root", "key": "key"}
+    expected = {"params": "params.yaml", "root": "root", "key": "key", "machine": {"machine.cpu": "x"}}
+    assert got[0] == expected
     assert got[1]["record"]["val_neg_elbo_nats"] == 101.0
     assert got[2] == {"outcome": "TRAINED"}
 
@@ -56,7 +57,7 @@ def test_more_than_the_pipe_can_hold_arrives_whole_when_the_observer_reads(tmp_p
         f"import os, sys, time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.01)\n"
         f"open({str(got)!r}, 'w').write(sys.stdin.read())"
     )
-    with live.follow(process, Path("p"), Path("r"), "k", own=True) as feed:
+    with live.follow(process, Path("p"), Path("r"), "k", own=True, machine={"machine.cpu": "x"}) as feed:
         for epoch in range(5):
             feed.show(epoch, os.urandom(100_000))  # no compression makes it small
             feed.log(RECORD, 1.5)
@@ -72,7 +73,7 @@ def test_more_than_the_pipe_can_hold_arrives_whole_when_the_observer_reads(tmp_p
 )
 def test_an_error_or_a_signal_is_the_outcome_and_is_raised_again(tmp_path, error, outcome):
     process = recorder(tmp_path)
-    with pytest.raises(error), live.follow(process, Path("p"), Path("r"), "k", own=True):
+    with pytest.raises(error), live.follow(process, Path("p"), Path("r"), "k", own=True, machine={"machine.cpu": "x"}):
         raise error
     assert received(tmp_path)[-1] == {"outcome": outcome}
 
@@ -80,7 +81,7 @@ def test_an_error_or_a_signal_is_the_outcome_and_is_raised_again(tmp_path, error
 def test_an_observer_that_died_is_not_noticed():
     process = observer("")
     process.wait()
-    with live.follow(process, Path("p"), Path("r"), "k", own=True) as feed:
+    with live.follow(process, Path("p"), Path("r"), "k", own=True, machine={"machine.cpu": "x"}) as feed:
         feed.log(RECORD, 1.0)
         feed.trained()
 
@@ -89,7 +90,7 @@ def test_an_observer_that_does_not_read_costs_nothing_until_the_end(monkeypatch)
     """The end waits a short time, and then kills the observer."""
     monkeypatch.setattr(live, "GRACE_SECONDS", 0.1)
     process = observer(FOREVER)
-    with live.follow(process, Path("p"), Path("r"), "k", own=True) as feed:
+    with live.follow(process, Path("p"), Path("r"), "k", own=True, machine={"machine.cpu": "x"}) as feed:
         for _ in range(20_000):  # far more than the pipe can hold
             feed.log(RECORD, 1.0)
         assert process.poll() is None
@@ -126,7 +127,7 @@ def test_an_observer_that_lacks_a_core_gets_more_time(tmp_path, monkeypatch, bus
     monkeypatch.setattr(live.Feed, "_is_busy", lambda _: busy)
     with (tmp_path / "pipe").open("wb") as pipe:
         process = SlowObserver(pipe, polls)
-        with live.follow(process, Path("p"), Path("r"), "k", own=True) as feed:
+        with live.follow(process, Path("p"), Path("r"), "k", own=True, machine={"machine.cpu": "x"}) as feed:
             feed.trained()
     assert process.killed == killed
     if killed:
@@ -149,7 +150,7 @@ def test_an_observer_is_busy_if_it_computes(code, busy):
 
 def test_a_training_that_another_process_runs_opens_no_run(tmp_path):
     process = recorder(tmp_path)
-    with live.follow(process, Path("p"), Path("r"), "k", own=False) as feed:
+    with live.follow(process, Path("p"), Path("r"), "k", own=False, machine={}) as feed:
         feed.log(RECORD, 1.0)
         feed.trained()
     messages = received(tmp_path)

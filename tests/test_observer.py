@@ -16,7 +16,8 @@ from vae.tracking import observer
 from vae.tracking.observer import OpenRun
 from vae.tracking.store import Store, Tag
 
-OPEN, TRAINED = {"params": "p", "root": "r", "key": "k"}, {"outcome": "TRAINED"}
+MACHINE = "{'machine.cpu': 'x'}"  # as text
+OPEN, TRAINED = {"params": "p", "root": "r", "key": "k", "machine": {"machine.cpu": "x"}}, {"outcome": "TRAINED"}
 ROW = {"epoch": 1, "val_neg_elbo_nats": 100.0, "lr": 0.1}
 
 
@@ -77,7 +78,7 @@ def test_messages_are_handled_in_order_and_half_a_line_is_ignored(monkeypatch, c
     sent = messages(OPEN, epoch(1.5), picture(bytes([0, 7, 255])), TRAINED)
     done = observe(monkeypatch, calls, sent[: len(sent) - cut])
     shown = [("show", 1, [0, 7, 255])] if cut < 30 else []
-    assert done == [("open", "p", "r", "k"), ("log", 1, 1.5), *shown, ("end", end)]
+    assert done == [("open", "p", "r", "k", MACHINE), ("log", 1, 1.5), *shown, ("end", end)]
     assert capsys.readouterr().err == ""
 
 
@@ -90,7 +91,7 @@ def test_after_a_failure_of_the_store_the_observer_continues(monkeypatch, capsys
     monkeypatch.setattr(observer.OpenRun, "show", show)
     sent = messages(OPEN, epoch(1.5), picture(bytes(3)), picture(bytes(3)), epoch(2.5), TRAINED)
     done = observe(monkeypatch, calls, sent)
-    assert done == [("open", "p", "r", "k"), ("log", 1, 1.5), ("log", 1, 2.5), ("end", "TRAINED")]
+    assert done == [("open", "p", "r", "k", MACHINE), ("log", 1, 1.5), ("log", 1, 2.5), ("end", "TRAINED")]
     written = capsys.readouterr().err
     assert written.count("\n") == 1
     assert "the store is away" in written
@@ -108,7 +109,7 @@ def test_a_store_that_comes_late_gets_the_epochs_from_then_on(monkeypatch, capsy
 
     monkeypatch.setattr(observer.OpenRun, "__init__", late)
     done = observe(monkeypatch, calls, messages(OPEN, epoch(1.5), epoch(2.5), epoch(3.5), TRAINED))
-    assert done == [("open", "p", "r", "k"), ("log", 1, 2.5), ("log", 1, 3.5), ("end", "TRAINED")]
+    assert done == [("open", "p", "r", "k", MACHINE), ("log", 1, 2.5), ("log", 1, 3.5), ("end", "TRAINED")]
     assert capsys.readouterr().err.count("away") == 1
 
 
@@ -153,7 +154,7 @@ def store(database, monkeypatch, root):
 @pytest.fixture
 def start(store, root):
     """Opens the run of a training."""
-    return lambda key="k": OpenRun(root / "params.yaml", store.root, key)
+    return lambda key="k": OpenRun(root / "params.yaml", store.root, key, {"machine.cpu": "x"})
 
 
 def test_a_training_that_starts_again_logs_no_epoch_twice(store, start):

@@ -94,7 +94,8 @@ def test_make_run(tmp_path, answer, started):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     program(tmp_path / ".venv/bin/python", f"exit {answer}")
-    program(tmp_path / ".venv/bin/dvc", 'echo "$@"')
+    # Its line names the folder, as in an environment that was made here.
+    program(tmp_path / ".venv/bin/dvc", f'echo "$@"  # {tmp_path.resolve()}/.venv/bin/python')
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("MAKE")
     }  # set by `make test`

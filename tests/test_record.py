@@ -45,7 +45,8 @@ def state(tmp_path, root, monkeypatch, experiment):
         Path(name).parent.mkdir(exist_ok=True)
     for name in ("dvc.yaml", "dvc.lock", "data/images"):
         Path(name).write_text("stages: {}\n")
-    save_file({"weight": np.zeros(2, np.float32)}, "models/vae")
+    described = {"model": json.dumps({"trained": {"device": "cpu", "precision": "fp32"}})}
+    save_file({"w": np.zeros(2, np.float32)}, "models/vae", metadata=described)
     Path("metrics/train.csv").write_text("epoch,val_neg_elbo_nats,lr\n1,100.5,0.1\n2,90.5,0.05\n")
     Path("metrics/validation.json").write_text(json.dumps({"val_neg_elbo_nats": 90.5, "validation_images": 1200}))
     Path("metrics/evaluation.json").write_text(json.dumps(EVALUATION))

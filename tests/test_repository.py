@@ -29,9 +29,10 @@ def main(tmp_path, monkeypatch):
     return tmp_path / "main"
 
 
-def test_the_main_repository_is_where_dvc_says_or_here(monkeypatch):
+def test_the_main_repository_is_where_dvc_says_or_here(tmp_path, monkeypatch):
     """DVC sets DVC_ROOT in the copy in which a queued or temporary experiment runs."""
     monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.chdir(tmp_path)  # this repository itself may be a linked work tree
     assert repository.main_repository() == Path()
     monkeypatch.setenv("DVC_ROOT", "/main")
     assert repository.main_repository() == Path("/main")

@@ -15,7 +15,7 @@ LONG = 20_000  # numbers of each stream
 def test_no_two_streams_share_a_run():
     """Of all prefixes, no 64-bit number occurs twice. A shared run of two numbers would be one."""
     generators = [streams.stream(seed, purpose) for seed, purpose in product(SEEDS, streams.PURPOSES)]
-    generators += [streams.test_pixels(seed) for seed in SEEDS]
+    generators += [streams.binarization(seed) for seed in SEEDS]
     drawn = [torch.randint(0, 2**62, (10_000,), generator=generator).numpy() for generator in generators]
     joined = np.concatenate(drawn)
     assert len(np.unique(joined)) == len(joined)
@@ -29,7 +29,7 @@ def test_uniform_and_normal_numbers_of_equal_seeds_differ():
         for one, two in pairwise(noise):
             key = one.tobytes() + two.tobytes()
             assert seen.setdefault(key, purpose) == purpose
-    noise = torch.randn(LONG, generator=streams.test_pixels(0)).numpy()
+    noise = torch.randn(LONG, generator=streams.binarization(0)).numpy()
     assert not any(one.tobytes() + two.tobytes() in seen for one, two in pairwise(noise))
 
 
@@ -39,7 +39,7 @@ def test_the_noise_of_an_evaluation_is_not_in_the_initial_weights(digits, small)
     torch.manual_seed(streams.derived(0, "weights"))
     initial = VAE(config.model).prior.base.mean.detach().numpy()  # (C, D)
     rows = {row[:4].tobytes() for row in initial}
-    data.binarize(digits.images[:360], streams.test_pixels(0))
+    data.binarize(digits.images[:360], streams.binarization(0))
     noise = torch.randn(2040, 32, generator=streams.stream(0, "test posterior")).numpy()
     values = noise.ravel()
     assert not any(values[start : start + 4].tobytes() in rows for start in range(len(values) - 4))
@@ -61,4 +61,4 @@ def test_the_binarization_of_the_test_images_stays(digits):
     """The pixels are those of torch's own generator, as in all published figures."""
     grey = digits.images[:50]
     expected = data.binarize(grey, torch.Generator().manual_seed(0))
-    assert torch.equal(data.binarize(grey, streams.test_pixels(0)), expected)
+    assert torch.equal(data.binarize(grey, streams.binarization(0)), expected)

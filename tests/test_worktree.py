@@ -142,7 +142,7 @@ def test_settings_and_hooks_of_the_user_do_not_reach_a_work_tree(repository, tmp
         assert not list((folder / ".git").glob("hooks/*"))
 
 
-@pytest.mark.parametrize("kind", ["linked", "submodule", "folder", "shallow"])
+@pytest.mark.parametrize("kind", ["linked", "submodule", "folder", "shallow", "partial", "sparse"])
 def test_a_work_tree_in_any_kind_of_repository(tmp_path, shared, kind):
     """In a folder of a larger repository, it is this folder of the work tree."""
     root = tmp_path / kind
@@ -160,10 +160,18 @@ def test_a_work_tree_in_any_kind_of_repository(tmp_path, shared, kind):
         (main / "file").rename(root / "file")
         git("add", "--all", folder=main)
         git("commit", "--quiet", "--message", "moved", folder=main)
+    elif kind == "sparse":
+        root = main
+        git("sparse-checkout", "set", "--no-cone", "/nothing", folder=main)
     else:
-        git("clone", "--quiet", "--depth", "1", f"file://{main}", str(root), folder=tmp_path)
-    with worktree.worktree(root, "name", "HEAD", keep=False) as folder:
-        assert (folder / "file").read_text() == "new"
+        git("config", "uploadpack.allowFilter", "true", folder=main)
+        part = ("--depth", "1") if kind == "shallow" else ("--filter=blob:none",)
+        git("clone", "--quiet", *part, f"file://{main}", str(root), folder=tmp_path)
+    old = kind == "partial"  # the clone has the file of its own commit alone
+    with worktree.worktree(root, "name", "HEAD~1" if old else "HEAD", keep=False) as folder:
+        assert (folder / "file").read_text() == ("old" if old else "new")
+        assert git("status", "--porcelain", "--untracked-files=no", folder=folder) == ""
+        assert git("rev-parse", "--abbrev-ref", "HEAD", folder=folder) == "HEAD\n"  # on no branch
         assert folder.is_relative_to(worktree.place(root, "name"))
         assert shared[-1][:4] == ("dvc", "cache", "dir", "--local")
         assert (folder.resolve() / shared[-1][4]).resolve() == (root / ".dvc/cache").resolve()

@@ -20,7 +20,7 @@ def main(params: Path, data_folder: Path, model_file: Path, *, result: Path, pag
     if (count := config.annealing.images) > len(grey):
         raise InputError(f"{params}: annealing.images is {count}, but the test split has {len(grey)} images; lower it")
 
-    x = data.binarize(grey.cpu(), streams.test_pixels(config.evaluate.seed)).to(where)  # as in the stage `evaluate`
+    x = data.binarize(grey.cpu(), streams.binarization(config.evaluate.seed)).to(where)  # as in the stage `evaluate`
     order = torch.randperm(len(x), generator=streams.stream(config.annealing.seed, "annealing images"))
     chosen = x[order[:count].to(where)]
     values = annealed_importance.evaluate(vae, chosen, config.annealing)

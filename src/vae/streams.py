@@ -46,6 +46,6 @@ def stream(seed: int, purpose: Purpose, device: torch.device | str = "cpu") -> t
     return torch.Generator(device).manual_seed(derived(seed, purpose))
 
 
-def test_pixels(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
+def binarization(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
     """The stream of the binary test images, whose hash is published: torch's own for this seed."""
     return torch.Generator(device).manual_seed(seed)

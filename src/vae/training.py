@@ -196,8 +196,8 @@ def collapse(record: Record) -> str | None:
     if record.rate_nats >= COLLAPSED_NATS:
         return None
     return (
-        f"the latents carry {record.rate_nats:.2f} nats, too few to tell ten kinds of images apart; lower train.learning_rate or "
-        "train.muon_learning_rate, or raise train.warmup_steps or train.kl_warmup_epochs"
+        f"the latents carry {record.rate_nats:.2f} nats, too few to tell ten kinds of images apart; train longer, "
+        "lower train.learning_rate or train.muon_learning_rate, or raise train.warmup_steps or train.kl_warmup_epochs"
     )
 
 

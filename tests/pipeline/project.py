@@ -38,7 +38,8 @@ TINY = {
         "epochs": 2,
         "prior_epochs": 1,
         "batch_size": 64,
-        "muon_learning_rate": 0.1,
+        "muon_learning_rate": 0.05,
+        "schedule": "constant",
         "warmup_steps": 5,
         "kl_warmup_epochs": 20,  # so that the latents carry something after two epochs
         "precision": "fp32",

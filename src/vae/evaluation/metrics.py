@@ -10,10 +10,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vae import data, objective
-from vae.streams import stream, test_pixels
 from vae.idx import PIXELS
 from vae.model import VAE
 from vae.params import Evaluate
+from vae.streams import binarization, stream
 
 ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, section 5.2
 ERRORS = 3  # standard errors: a figure that is further on the wrong side of its limit is no accident
@@ -148,7 +148,7 @@ def evaluate(model: VAE, grey: Tensor, train: Tensor, config: Evaluate) -> dict[
     rate and distortion are means over the samples of the importance-weighted bound. Training images show overfitting.
     Shapes: grey (N, P) uint8, train (M, P) uint8."""
     seed, samples, where = config.seed, config.importance_samples, grey.device
-    x = data.binarize(grey.cpu(), test_pixels(seed)).to(where)  # (N, P), the same pixels on every device
+    x = data.binarize(grey.cpu(), binarization(seed)).to(where)  # (N, P), the same pixels on every device
     noise = stream(seed, "test posterior", where)
     binary = over_images(model, x, samples, noise, f"importance-weighted bound, K={samples}")
     noise = stream(seed, "grey posterior", where)

@@ -101,12 +101,17 @@ def worktree(root: Path, name: str, commit: str, keep: bool) -> Iterator[Path]:
         except InputError as error:
             raise InputError(f"commit {commit} is not in this clone; fetch it with `git fetch --all` first") from error
         try:
-            objects, inside = git("rev-parse", "--git-path", "objects", "--show-prefix", folder=root).split(b"\n")[:2]
+            asked = ("--git-path", "objects", "--show-prefix", "--absolute-git-dir")
+            objects, inside, own = git("rev-parse", *asked, folder=root).split(b"\n")[:3]
             git("init", "--quiet", "--template=", str(folder), folder=root)
             alternates = folder / ".git/objects/info/alternates"
             alternates.parent.mkdir(exist_ok=True)
             alternates.write_bytes(os.fsencode((root / os.fsdecode(objects)).resolve()) + b"\n")
-            git("checkout", "--quiet", "--detach", found, folder=folder)
+            # By the user's repository, because a partial clone fetches the files that it lacks.
+            fetching = (f"--git-dir={os.fsdecode(own)}", "--work-tree=.", "-c", "core.sparseCheckout=false")
+            index = {"GIT_INDEX_FILE": str((folder / ".git/index").resolve())}
+            git(*fetching, "read-tree", "--reset", "-u", found, folder=folder, environment=index)
+            git("update-ref", "--no-deref", "HEAD", found, folder=folder)
             project = folder / os.fsdecode(inside)
             share_cache(root, project)
             yield project
