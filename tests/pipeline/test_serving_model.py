@@ -16,6 +16,7 @@ from PIL import Image
 from tests.pipeline.project import CURVE, LIMIT_SECONDS, ROOT, TINY, server
 from vae import params
 from vae.tracking.registry import register
+from vae.tracking.store import Store
 
 pytestmark = pytest.mark.pipeline
 
@@ -106,7 +107,9 @@ def test_a_mended_server_reaches_an_old_model(project):
     assert "does not answer: invalid syntax" in project.error("tools/serving.py", "params.yaml", run)
     project.run("git", "checkout", "--quiet", "src")
     assert len(project.client.search_model_versions("name = 'vae-digits'")) == 1
-    path.write_text(path.read_text().replace("self.vae.sample(count, generator)", "torch.full((count, 784), 0.25)"))
+    drawn = 'self.vae.sample(count, streams.stream(chosen, "served samples"))'
+    assert drawn in path.read_text()
+    path.write_text(path.read_text().replace(drawn, "torch.full((count, 784), 0.25)"))
     said = project.script("tools/serving.py", "params.yaml", run).stdout
     assert "version 2: the model of version 1, the present code; it is the champion now" in said
     mended, old = (mlflow.pyfunc.load_model(f"models:/vae-digits/{version}") for version in (2, 1))
@@ -133,12 +136,13 @@ def test_the_champion_is_the_best_on_the_validation_split(project):
     assert float(first.tags[CURVE]) == score
 
     config = params.load(project.folder / "params.yaml")
+    store = Store(project.folder, config.track.experiment)
     experiment = client.get_run(first.run_id).info.experiment_id
     runs = [client.create_run(experiment).info.run_id for _ in range(5)]
 
     def champion_after(run_id, split, value) -> int:
         """The version of the champion after a model with this value has been registered."""
-        register(client, config, run_id, first.source, value, split)
+        register(store, config, run_id, first.source, value, split)
         return int(client.get_model_version_by_alias(name, "champion").version)
 
     split = first.tags["validation_split"]
