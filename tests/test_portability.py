@@ -117,6 +117,7 @@ def test_a_busy_port_is_named_with_the_way_out():
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         done = make("ui", f"PORT={port}")
+    assert "error: PORT=http: not a port" in make("ui", "PORT=http").stderr
     assert done.returncode
     assert f"error: another program uses port {port} (AirPlay uses 5000 on macOS); PORT=5001 make ui" in done.stderr
     assert "Traceback" not in done.stderr
