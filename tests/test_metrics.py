@@ -390,3 +390,37 @@ def test_score_against_grey_values_is_the_mean_over_binarizations(plane, grey, f
     sampled = -objective.bernoulli_log_prob(x, logits.expand_as(x))
     exact = -objective.bernoulli_log_prob(grey[:1].double() / 255, logits)
     assert abs(sampled.mean() - exact) < 5 * sampled.std() / math.sqrt(draws)
+
+
+SOUND = {
+    "neg_elbo_nats": 90.0,
+    "nll_iw_nats": 87.0,
+    "rate_nats": 25.0,
+    "effective_sample_size": 2.5,
+    "neg_elbo_nats_stderr": 0.2,
+    "rate_nats_stderr": 0.1,
+    "effective_sample_size_stderr": 0.01,
+    "importance_samples": 10,
+    "active_units": 30,
+    "test_images": 100,
+}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({}, None),
+        ({"rate_nats": -0.2}, None),  # within its error
+        ({"rate_nats": -0.83}, "cannot be negative"),
+        ({"nll_iw_nats": 90.5}, "above the neg-ELBO"),
+        ({"active_units": 0}, "no latent is active"),
+        ({"effective_sample_size": 1.0}, "mostly noise"),
+        ({"neg_elbo_nats_stderr": 0.0}, "check that they differ"),
+        ({"neg_elbo_nats_stderr": math.nan}, "neg_elbo_nats_stderr is nan"),
+        ({"nll_iw_nats": math.inf}, "nll_iw_nats is inf"),
+        ({"importance_samples": 1, "effective_sample_size": 1.0, "effective_sample_size_stderr": 0.0}, None),
+    ],
+)
+def test_figures_that_cannot_be_are_named(wrong, words):
+    found = metrics.doubt(SOUND | wrong)
+    assert (found is None) if words is None else (words in found)

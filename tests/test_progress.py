@@ -1,0 +1,35 @@
+"""How far a training is: lines without a terminal, and what an interrupt says."""
+
+from vae.runtime import progress
+
+import pytest
+
+
+def test_without_a_terminal_each_epoch_is_a_line(capsys, monkeypatch):
+    """The whole time is estimated once, from the first steps and the cost of each epoch."""
+    clock = iter([0.0, 1.0, 3.0, 100.0, 103.0, 200.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with progress.Bar(2, lambda epoch: [1.0, 0.5][epoch]) as bar:
+        after = bar.start(0)
+        after(1, 10)
+        after(2, 10)  # 3 s for two of ten steps: 15 s and 7.5 s
+        bar.end("neg-ELBO 90.00", 15.0)
+        bar.start(1)(1, 10)
+        bar.end("neg-ELBO 80.00", 7.5)
+    assert capsys.readouterr().out.splitlines() == [
+        "training takes about 22 s on this machine",
+        "epoch 1 of 2: neg-ELBO 90.00, 15 s",
+        "epoch 2 of 2: neg-ELBO 80.00, 7.5 s",
+    ]
+
+
+def test_an_interrupt_says_how_to_go_on(capsys):
+    with pytest.raises(KeyboardInterrupt), progress.Bar(6, lambda _epoch: 1.0) as bar:
+        bar.start(2)
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err == "stopped after epoch 2 of 6; run the same command to go on\n"
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(4.24, "4.2 s"), (50.4, "50 s"), (700, "12 min")])
+def test_durations(seconds, words):
+    assert progress.duration(seconds) == words
