@@ -24,9 +24,13 @@ def test_without_a_terminal_each_epoch_is_a_line(capsys, monkeypatch):
 
 
 def test_an_interrupt_says_how_to_go_on(capsys):
-    with pytest.raises(KeyboardInterrupt), progress.Bar(6, lambda _epoch: 1.0) as bar:
-        bar.start(2)
-        raise KeyboardInterrupt
+    def interrupted() -> None:
+        with progress.Bar(6, lambda _epoch: 1.0) as bar:
+            bar.start(2)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert capsys.readouterr().err == "stopped after epoch 2 of 6; run the same command to go on\n"
 
 
