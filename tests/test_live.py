@@ -24,9 +24,22 @@ def patience(monkeypatch):
     monkeypatch.setattr(live, "GRACE_SECONDS", HANG_SECONDS)
 
 
+STARTED: list[subprocess.Popen[bytes]] = []
+
+
 def observer(code):
     """A process that runs this code in the place of the observer."""
-    return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, start_new_session=True)
+    STARTED.append(subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, start_new_session=True))
+    return STARTED[-1]
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays():
+    """A test that fails leaves no process behind."""
+    yield
+    while STARTED:
+        with STARTED.pop() as process:
+            process.kill()
 
 
 def recorder(folder):

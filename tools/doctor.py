@@ -165,8 +165,11 @@ def stuck(here: Here) -> Iterator[Finding]:
 def copied(here: Here) -> Iterator[Finding]:
     """A store that was copied with its folder, so that its files, also new ones, are in the old folder."""
     file = sqlite_file(here.store.uri)
-    for old in strayed(file, here.store.root) if file else []:
-        settle(file, here.store.root, here.mend) if file and here.mend else None
+    if not file:
+        return
+    for old in strayed(file, here.store.root):
+        if here.mend:
+            settle(file, here.store.root, mend=True)
         done = "new ones are kept here now" if here.mend else "`make doctor MEND=1` keeps new ones here"
         yield Finding(f"the files of the store are in {old}, of which this folder is a copy; {done}", not here.mend)
 

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from vae.optimizers import rate_factor
 from vae.params import Train
 
+PRIOR_COST = 1 / 3  # of an epoch of the prior alone; measured with the default
+
 
 def kl_weight(config: Train, epoch: float) -> float:
     """beta, the weight of the rate, which rises linearly to 1 (Bowman et al. 2016; Sonderby et al. 2016)."""
     return min(1.0, epoch / config.kl_warmup_epochs) if config.kl_warmup_epochs else 1.0
-
-
-PRIOR_COST = 1 / 3  # of an epoch of the prior alone; measured with the default
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What kind of machine computes: named in the record of a run, because other kinds may give other bits."""
 
-from vae.runtime import cores
+from vae.runtime import command, cores
 
 import os
 import platform
@@ -26,8 +26,7 @@ def describe(threads: int, device: str) -> dict[str, str]:
         "machine.os": f"{platform.system()} {platform.release()}",
         "version.python": platform.python_version(),
     }
-    limits = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR")
-    if limited := [f"{name}={os.environ[name]}" for name in limits if name in os.environ]:
+    if limited := [f"{name}={os.environ[name]}" for name in command.AVX2_ALONE if name in os.environ]:
         tags["machine.limits"] = " ".join(limited)
     return tags | {f"version.{name}": version(name) for name in PACKAGES}
 

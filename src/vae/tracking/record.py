@@ -78,7 +78,7 @@ def _write(store: Store, state: State, damaged: list[Run]) -> str:
         store.log_inputs(run_id, [dataset_input(state)])
         log_files(store, run_id, state, changes)
         uri = store.model_of(run) or servable.log_model(run_id, state.model)
-        split = f"{validation[IMAGES]} images of {state.data_sha256[:16]}"
+        split = registry.split_name(validation[IMAGES], state.data_sha256)
         registry.register(store, config, run_id, uri, validation[CHAMPION_METRIC], split)
         add_experiment(store, found)
         store.set_tags(run_id, provenance(state, dirty=bool(changes.diff)))  # last, because the key marks a whole run
@@ -190,5 +190,5 @@ def record_serving(params: Path, run_id: str, root: Path) -> None:
             registry.register_again(store, versions, uri)
         else:
             config, metrics = parse(text, Path(f"{run_id}/params.yaml")), store.get_run(run_id).data.metrics
-            split = f"{metrics[IMAGES]:.0f} images of {tags[Tag.DATA][:16]}"
+            split = registry.split_name(int(metrics[IMAGES]), tags[Tag.DATA])
             registry.register(store, config, run_id, uri, metrics[CHAMPION_METRIC], split)

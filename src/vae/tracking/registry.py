@@ -16,9 +16,14 @@ def registered_name(config: Params) -> str:
     return f"{name}-grey" if config.data.binarization == "none" else name
 
 
+def split_name(images: int, data_sha256: str) -> str:
+    """A name for validation images: their number, and the data set by its hash."""
+    return f"{images} images of {data_sha256[:16]}"
+
+
 def register(store: Store, config: Params, run_id: str, uri: str, value: float, split: str) -> None:
     """Registers the model of a run. It becomes the champion if it beats the present one on the same validation images.
-    `split` names these images: their number, and the data set by its hash. A champion that cannot be loaded is none."""
+    `split` is the `split_name` of these images. A champion that cannot be loaded is none."""
     name = registered_name(config)
     if not store.search_registered_models(f"name = '{name}'"):
         store.create_registered_model(name)
