@@ -14,6 +14,9 @@ export MLFLOW_DISABLE_TELEMETRY := true
 STAND_IN := GIT_COMMITTER_NAME=vae-pipeline GIT_COMMITTER_EMAIL=vae-pipeline@localhost
 IDENTITY := git config user.name > /dev/null && git config user.email > /dev/null || export $(STAND_IN)
 
+# Most tests wait for one process at a time, so two of them share two cores well.
+TWO_AT_A_TIME := -n 2 --dist worksteal
+
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
@@ -49,11 +52,11 @@ run: setup  ## the whole pipeline: dvc repro on MNIST, or on the bundled digits 
 	esac
 
 test: setup  ## all tests: the fast ones, then those that run the real dvc and mlflow
-	python -m pytest -q -m "not pipeline"
-	python -m pytest -q -m "pipeline and not matrix"
+	python -m pytest -q -m "not pipeline" $(TWO_AT_A_TIME)
+	python -m pytest -q -m "pipeline and not matrix" $(TWO_AT_A_TIME)
 
 test-fast: setup  ## the fast tests only
-	python -m pytest -q -m "not pipeline"
+	python -m pytest -q -m "not pipeline" $(TWO_AT_A_TIME)
 
 test-matrix: setup  ## every way in which a pipeline starts and ends, on every kind of store; takes half an hour
 	python -m pytest -q -m matrix

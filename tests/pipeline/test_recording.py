@@ -70,7 +70,7 @@ def test_a_server_gets_the_state_whole(project, served):
     assert {"samples", "plots", "hashes.json"} <= artifacts
 
 
-def test_a_record_that_was_cut_short_is_continued(project, tmp_path, monkeypatch):
+def test_a_record_that_was_cut_short_is_continued(project, tmp_path, monkeypatch, request):
     """Another state of the same model has a run of its own meanwhile, and nothing is logged twice."""
     store = project.at(f"sqlite:///{tmp_path / 'other.db'}")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
@@ -82,6 +82,8 @@ def test_a_record_that_was_cut_short_is_continued(project, tmp_path, monkeypatch
     changed.write_text(state.params.read_text().replace("grey_samples: 2", "grey_samples: 3"))
     assert changed.read_text() != state.params.read_text()
 
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, previous))
     with monkeypatch.context() as patch:
         patch.setattr(Store, "set_tags", lambda *_: os.kill(os.getpid(), signal.SIGINT))  # the last request
         with pytest.raises(KeyboardInterrupt):
