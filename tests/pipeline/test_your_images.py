@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from tests.pipeline.project import ROOT, wait_for
 from vae import data
@@ -38,7 +39,7 @@ def test_the_example_of_the_documentation(project):
 
     # Digits come out: a sample is nearer to an image than the mean image is.
     images = data.unit(data.load(project.folder / "data", "train").images)
-    means = torch.from_numpy(np.load(project.folder / "samples/samples.npz")["means"])
+    means = load_file(project.folder / "samples/samples.safetensors")["means"]
     nearest = torch.cdist(means, images).min(dim=1).values.mean()
     blurred = torch.cdist(images.mean(dim=0, keepdim=True), images).mean()
     assert nearest < 0.8 * blurred
