@@ -134,6 +134,8 @@ def show(values: dict[str, Any], indent: str = "") -> None:
         if isinstance(value, dict):
             print(f"{indent}{name}")
             show(value, indent + "  ")
+        elif name.startswith("whole_seconds"):
+            print(f"{indent}{name:{40 - len(indent)}} {tables.spread(value)}")
         elif isinstance(value, list):
             for line in value:
                 print(f"{line['what']:45s} {line['seconds']:8.2f} s  {line['peak_mib'] or 0:6.0f} MiB")

@@ -128,3 +128,21 @@ def test_figures_follow_from_each_other(root):
     assert spent == pytest.approx(figures["repro_seconds"], rel=1e-2)
     stages = yaml.safe_load((root / "dvc.yaml").read_text())["stages"]
     assert parts.keys() - {"dvc"} == figures["peak_memory_mib"].keys() == stages.keys()
+
+
+def test_the_whole_pipeline_is_compared_and_shown(tmp_path, monkeypatch, capsys):
+    """The tutorial and the pipeline take turns. The ratio is the median of the ratios of the turns."""
+    (tmp_path / "whole/metrics").mkdir(parents=True)
+    (tmp_path / "whole/metrics/evaluation.json").write_text('{"neg_elbo_grey_nats": 93.0, "nll_iw_nats": 84.7}')
+    torch.save(origin.VAE().state_dict(), tmp_path / "whole.pt")
+    (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(idx.header("labels", 5) + bytes(5))
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(idx.header("images", 5) + bytes(5 * 784))
+    turns = iter([100.0, 30.0, 120.0, 60.0])
+    monkeypatch.setattr(bench, "measure", lambda *_: processes.Measured(next(turns), 1.0))
+    monkeypatch.setattr(bench.cost, "clone", lambda *_: {})
+    monkeypatch.setattr(bench.cost, "stage_seconds", lambda *_: (next(turns), {}))
+    found = bench.whole(tmp_path, tmp_path)
+    assert found["whole_ratio"] == pytest.approx((0.3 + 0.5) / 2)
+    bench.show(found)
+    assert "100.0 to 120.0" in capsys.readouterr().out
+    assert "| 100.0 to 120.0 (" in tables.table({"one": found})
