@@ -94,7 +94,7 @@ bounds: setup  ## check the likelihood bound by annealed importance sampling; wr
 	@python tools/bounds.py params.yaml data models/vae.safetensors \
 	  --result metrics/annealing.json --page docs/bounds.md
 
-bench: setup data/train-images-idx3-ubyte  ## PART=speed, quality, cost, growth, or all; writes metrics/bench.json, docs/speed.md
+bench: setup data/train-images-idx3-ubyte  ## PART=whole, speed, quality, cost, growth, or all; writes metrics/bench.json, docs/speed.md
 	@PYTHONPATH=. python -m bench data metrics/bench.json docs/speed.md $(PART)
 
 data/train-images-idx3-ubyte: | setup
