@@ -1,7 +1,7 @@
 # Every target sets up .venv by itself; there is nothing to install or to activate first.
 # It runs with GNU make 3.81 and bash 3.2, which macOS has.
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-matrix lint deps ui setup which sync doctor reproduce serving leaderboard bounds bench
+.PHONY: help run test test-fast test-matrix test-scale lint deps ui server setup which sync doctor reproduce serving leaderboard bounds bench
 SHELL := bash
 
 PYTHON ?= python3
@@ -52,14 +52,23 @@ run: setup  ## the whole pipeline: dvc repro on MNIST, or on the bundled digits 
 	esac
 
 test: setup  ## all tests: the fast ones, then those that run the real dvc and mlflow
-	python -m pytest -q -m "not pipeline" $(TWO_AT_A_TIME)
-	python -m pytest -q -m "pipeline and not matrix" $(TWO_AT_A_TIME)
+	python -m pytest -q -m "not pipeline and not scale" $(TWO_AT_A_TIME)
+	python -m pytest -q -m "pipeline and not matrix and not scale" $(TWO_AT_A_TIME)
 
 test-fast: setup  ## the fast tests only
-	python -m pytest -q -m "not pipeline" $(TWO_AT_A_TIME)
+	python -m pytest -q -m "not pipeline and not scale" $(TWO_AT_A_TIME)
 
 test-matrix: setup  ## every way in which a pipeline starts and ends, on every kind of store; takes half an hour
 	python -m pytest -q -m matrix
+
+# Repeated only if a lock file has changed.
+.venv/scale: .venv/installed requirements-scale.lock
+	@python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-scale.lock
+	@touch $@
+
+test-scale: setup  ## a team's server, its cache, its searches, many processes; skips what this machine lacks
+	@$(MAKE) --no-print-directory .venv/scale || echo "without requirements-scale.lock, the tests that need it are skipped"
+	python -m pytest -q -rs -m scale $(TWO_AT_A_TIME)
 
 lint: setup  ## format, lint, types, and the deps of the stages, by pre-commit
 	pre-commit run --all-files
@@ -69,6 +78,9 @@ deps: setup  ## write the imports of each stage into the deps of dvc.yaml and qu
 
 ui: setup  ## the MLflow UI on the project's store
 	@python tools/ui.py params.yaml "$${PORT:-5000}"
+
+server: .venv/scale  ## an MLflow server for a team, on the database in MLFLOW_BACKEND_STORE_URI; AUTH=1: for its users only
+	@python tools/server.py $(if $(AUTH),--auth)
 
 which: setup  ## NAME=...: the run of this experiment, or the experiment of this run
 	@python tools/which.py params.yaml metrics/mlflow.json "$(NAME)"

@@ -21,6 +21,7 @@ DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 SERVERS = ("http://", "https://", "databricks")  # they have a place of their own for files
 PACKAGES = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 MOST_LETTERS = 400  # of the reason in a message
+TRACKING = "MLFLOW_TRACKING_URI"
 # Set by a system that runs the pipeline as one of its own runs. A state has a run of its own.
 NOT_USED = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID", "MLFLOW_ARTIFACT_URI")
 
@@ -49,6 +50,8 @@ def absolute(uri: str, root: Path) -> str:
             f"MLflow store {shown(uri)}: neither a database nor a server; use for example {SQLITE}mlflow.db or "
             "http://<host>:5000 (`mlflow migrate-filestore` moves runs out of a folder)"
         )
+    if "@" in (url.host or ""):
+        raise InputError(f"MLflow store {shown(uri)}: write each @ of the name or the password as %40")
     if url.get_backend_name() != "sqlite":
         return uri
     if not url.database or url.database.startswith((":memory:", "file:")) or "mode" in url.query:
@@ -80,13 +83,13 @@ def shown(text: str) -> str:
 
 def reason(error: BaseException) -> str:
     """The message of an error in one line, without passwords and not too long."""
-    line = shown(" ".join(str(error).split()))
+    line = shown(" ".join(str(error).partition("(Background on this error")[0].split()))  # SQLAlchemy's last words
     return line if len(line) <= MOST_LETTERS else f"{line[:MOST_LETTERS]}…"
 
 
 @contextmanager
-def store_errors(uri: str) -> Iterator[None]:
-    """Turns any error of the store into an InputError that names it and the way out.
+def store_errors(uri: str, variable: str = TRACKING) -> Iterator[None]:
+    """Turns any error of the store into an InputError that names it and the way out: the variable with its address.
     An OSError with a file name passes, because its message is clear already."""
     try:
         yield
@@ -97,22 +100,24 @@ def store_errors(uri: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.filename is not None:
             raise
-        raise InputError(f"MLflow store {shown(uri)}: {_cure(error, uri)}") from error
+        raise InputError(f"MLflow store {shown(uri)}: {_cure(error, uri, variable)}") from error
 
 
-def _cure(error: Exception, uri: str) -> str:
+def _cure(error: Exception, uri: str, variable: str) -> str:
     """The error in one line that ends with the way out."""
-    address = uri if shown(uri) == uri else "$MLFLOW_TRACKING_URI"
+    address = uri if shown(uri) == uri else f"${variable}"
     if isinstance(error, ImportError) and error.name:
         package = PACKAGES.get(error.name, error.name)
         return f"this address needs the package {error.name}; `pip install {package}`, or name another driver in it"
     if found := re.search(r"out-of-date database schema \(found version (\w+)", str(error)):
         if not any(Path(mlflow.__file__).parent.glob(f"store/db_migrations/versions/{found[1]}_*.py")):
-            return "made by a newer MLflow; install that one, or name another store in MLFLOW_TRACKING_URI"
+            return f"made by a newer MLflow; install that one, or name another store in {variable}"
         file = sqlite_file(uri)
         backup = f"`cp '{file}' '{file}.backup'`" if file else "back up the database"
         return f'made by an older MLflow; end its server, {backup}, then `mlflow db upgrade "{address}"`'
-    return f"{network.fault(error, uri) or reason(error)}; check MLFLOW_TRACKING_URI"
+    if "error code 401" in str(error):
+        return "the server wants a user and a password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    return f"{network.fault(error, uri) or reason(error)}; check {variable}"
 
 
 def drop_foreign_settings(experiment: str) -> None:
