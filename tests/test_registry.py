@@ -1,8 +1,11 @@
 """Registered models: which version is the champion."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
+from mlflow import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS
 
 from vae.tracking import registry
 
@@ -14,6 +17,8 @@ class Registry:
         self.lost: set[str] = set()  # addresses of models that cannot be loaded
         self.models: dict[str, dict[str, str]] = {}  # aliases by name
         self.versions: list[SimpleNamespace] = []
+        self.now = 1_000_000_000  # milliseconds
+        self.before_moving: list[Callable[[], None]] = []  # what another machine does before the alias moves
 
     def search_registered_models(self, condition):
         return [name for name in self.models if condition == f"name = '{name}'"]
@@ -39,6 +44,7 @@ class Registry:
             tags=tags,
             model_id=model_id,
             about=description,
+            creation_timestamp=self.now,
         )
         self.versions.append(made)
         return made
@@ -47,6 +53,8 @@ class Registry:
         return next(item for item in self.versions if (item.name, item.version) == (name, version))
 
     def set_registered_model_alias(self, name, alias, version):
+        if self.before_moving:
+            self.before_moving.pop()()
         self.models[name][alias] = version
 
     def delete_registered_model_alias(self, name, alias):
@@ -163,6 +171,35 @@ def test_a_model_that_was_logged_again_is_a_new_version(add, client, small):
     registry.register(client, config, "a", "models:/m-again", 90.0, "100 images of 0a")
     assert [item.source for item in client.versions] == ["models:/m-of-a", "models:/m-again"]
     assert client.models["vae-mnist"] == {"champion": "2"}
+
+
+@pytest.mark.parametrize(("first", "second"), [(85.0, 88.0), (88.0, 85.0), (85.0, 85.0)])
+def test_two_machines_that_register_at_the_same_time_leave_the_best_as_champion(add, client, capsys, first, second):
+    """The second machine registers its model and moves the alias after the first machine has compared."""
+    add("present", 90.0)
+    client.before_moving = [lambda: add("second", second)]
+    champion = add("first", first)
+    assert [item.run_id for item in client.versions] == ["present", "first", "second"]
+    assert champion == ("3" if second < first else "2")
+    printed = capsys.readouterr().out
+    assert ("version 3 with 85.0, of the same time, is the champion" in printed) == (second < first)
+
+
+def test_a_better_version_that_lost_its_title_by_hand_does_not_get_it_back(add, client):
+    for run, value in (("a", 90.0), ("b", 80.0)):
+        add(run, value)
+    client.models["vae-mnist"]["champion"] = "1"
+    client.now += registry.SAME_TIME + 1
+    assert add("c", 85.0) == "3"
+
+
+def test_a_name_that_another_machine_has_just_registered_is_used(add, client, monkeypatch):
+    def create(name):
+        client.models[name] = {}
+        raise MlflowException("it exists", error_code=RESOURCE_ALREADY_EXISTS)
+
+    monkeypatch.setattr(client, "create_registered_model", create)
+    assert add("a", 90.0) == "1"
 
 
 def test_models_of_different_pixels_have_different_names(add, client):

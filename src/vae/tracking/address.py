@@ -120,6 +120,16 @@ def _cure(error: Exception, uri: str, variable: str) -> str:
     return f"{network.fault(error, uri) or reason(error)}; check {variable}"
 
 
+@contextmanager
+def made_by_another() -> Iterator[None]:
+    """Passes if another machine has just made the thing of this name."""
+    try:
+        yield
+    except mlflow.MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
 def drop_foreign_settings(experiment: str) -> None:
     """Removes the settings of a surrounding system from the environment of this process, and says so in one line.
     MLflow would take them for the run, the experiment or the files of the state."""

@@ -5,9 +5,11 @@ from mlflow.entities.model_registry import ModelVersion
 
 from vae.params import Params
 from vae.tracking import servable
+from vae.tracking.address import made_by_another
 from vae.tracking.store import CHAMPION_METRIC, Store
 
 CHAMPION, SPLIT = "champion", "validation_split"
+SAME_TIME = 600_000  # milliseconds in which a machine compares a version with the champion, after it registered it
 
 
 def registered_name(config: Params) -> str:
@@ -26,7 +28,8 @@ def register(store: Store, config: Params, run_id: str, uri: str, value: float, 
     `split` is the `split_name` of these images. A champion that cannot be loaded is none."""
     name = registered_name(config)
     if not store.search_registered_models(f"name = '{name}'"):
-        store.create_registered_model(name)
+        with made_by_another():
+            store.create_registered_model(name)
     present = store.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
     scored = {CHAMPION_METRIC: repr(value), SPLIT: split}
     registered = [version for version in present if version.source == uri]
@@ -48,9 +51,21 @@ def register(store: Store, config: Params, run_id: str, uri: str, value: float, 
         better = value < best
         compared = "the new champion, better than" if better else "not better than the champion,"
         verdict = f"it is {compared} version {champion} with {best:.2f}"
-    if better:
-        store.set_registered_model_alias(name, CHAMPION, new.version)
+    if better and (best := crown(store, new, split)).version != new.version:
+        verdict = f"version {best.version} with {best.tags[CHAMPION_METRIC]}, of the same time, is the champion"
     print(f"registered {name} version {new.version}: {CHAMPION_METRIC} {value:.2f}; {verdict}")
+
+
+def crown(store: Store, new: ModelVersion, split: str) -> ModelVersion:
+    """Makes a new version the champion. Another machine may do the same with another one at the same time, so each
+    looks again after it has moved the alias, and the last one to move it sees all. Returns the champion."""
+    best, since = new, new.creation_timestamp - SAME_TIME
+    while True:
+        store.set_registered_model_alias(new.name, CHAMPION, best.version)
+        found = best_version(store, new.name, split, since)
+        if found is None or str(found.version) == str(best.version):
+            return best
+        best = found
 
 
 def lost_champion(store: Store, name: str) -> ModelVersion | None:
@@ -62,15 +77,19 @@ def lost_champion(store: Store, name: str) -> ModelVersion | None:
 
 def replace_champion(store: Store, lost: ModelVersion) -> str:
     """Makes the best version that can be loaded, on the same validation split, the champion. Returns what happened."""
-    split = lost.tags.get(SPLIT)
-    scored = [item for item in store.search_model_versions(f"name = '{lost.name}'") if CHAMPION_METRIC in item.tags]
-    rivals = [item for item in scored if split in (None, item.tags.get(SPLIT))]
-    ranked = sorted(rivals, key=lambda item: float(item.tags[CHAMPION_METRIC]))
-    if best := next((item for item in ranked if _loads(store, item)), None):
+    if best := best_version(store, lost.name, lost.tags.get(SPLIT)):
         store.set_registered_model_alias(lost.name, CHAMPION, best.version)
         return f"version {best.version} is the champion now"
     store.delete_registered_model_alias(lost.name, CHAMPION)
     return "there is no other, so there is no champion now"
+
+
+def best_version(store: Store, name: str, split: str | None, since: int = 0) -> ModelVersion | None:
+    """The best version that can be loaded, on a validation split if it is known, and registered `since` this time."""
+    versions = [item for item in store.search_model_versions(f"name = '{name}'") if CHAMPION_METRIC in item.tags]
+    rivals = [item for item in versions if split in (None, item.tags.get(SPLIT)) and item.creation_timestamp >= since]
+    ranked = sorted(rivals, key=lambda item: (float(item.tags[CHAMPION_METRIC]), int(item.version)))
+    return next((item for item in ranked if _loads(store, item)), None)
 
 
 def _loads(store: Store, version: ModelVersion) -> bool:

@@ -34,6 +34,7 @@ from vae.tracking.address import (
     SERVERS,
     absolute,
     drop_foreign_settings,
+    made_by_another,
     registry_uri,
     shown,
     sqlite_file,
@@ -115,7 +116,9 @@ class Store(MlflowClient):
             # A server has a place for artifacts. The default of a database is a folder of the current directory, which
             # `dvc exp run --temp` deletes.
             artifacts = None if self.uri.startswith(SERVERS) else (self.root / ARTIFACTS).as_uri()
-            found = self.get_experiment(self.create_experiment(name, artifacts))
+            with made_by_another():
+                self.create_experiment(name, artifacts)
+            found = self.get_experiment_by_name(name)
         if found.lifecycle_stage != "active":
             raise InputError(f"MLflow experiment {name} is deleted; restore it, or change track.experiment")
         return found
