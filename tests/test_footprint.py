@@ -73,7 +73,7 @@ def kept_for_real(fit: training.Fit, images: torch.Tensor) -> int:
 def test_a_step_keeps_about_what_is_estimated(small, images, model, train):
     """Compared with the storages that autograd keeps in the real first epoch: within a fifth."""
     params = small(model=model, train=train | {"batch_size": 100})
-    estimate = footprint.step_bytes(training.Fit(VAE(params.model), params.train), images)
+    estimate = footprint.step_bytes(params, images)
     real = kept_for_real(training.Fit(VAE(params.model), params.train), images)
     assert real > 0
     assert estimate == pytest.approx(real, rel=0.2)
