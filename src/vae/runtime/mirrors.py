@@ -40,25 +40,21 @@ MIRRORS = {
     "emnist-letters": ("https://biometrics.nist.gov/cs_links/EMNIST",),
 }
 
+# fmt: off
 # MD5 of the decompressed content, because a mirror may have compressed it again.
 CONTENT_MD5 = {
-    "mnist": (
-        "6bbc9ace898e44ae57da46a324031adb a25bea736e30d166cdddb491f175f624 "
-        "2646ac647ad5339dbf082846283269ea 27ae3e4e09519cfbb04c329615203637"
-    ).split(),
-    "fashion-mnist": (
-        "f4a8712d7a061bf5bd6d2ca38dc4d50a 9018921c3c673c538a1fc5bad174d6f9 "
-        "8181f5470baa50b63fa0f6fddb340f0a 15d484375f8d13e6eb1aabb0c3f46965"
-    ).split(),
+    "mnist": ("6bbc9ace898e44ae57da46a324031adb", "a25bea736e30d166cdddb491f175f624",
+        "2646ac647ad5339dbf082846283269ea", "27ae3e4e09519cfbb04c329615203637"),
+    "fashion-mnist": ("f4a8712d7a061bf5bd6d2ca38dc4d50a", "9018921c3c673c538a1fc5bad174d6f9",
+        "8181f5470baa50b63fa0f6fddb340f0a", "15d484375f8d13e6eb1aabb0c3f46965"),
 }
 # MD5 of the published file, for data sets whose content has no published checksum (torchvision's list).
 GZIP_MD5 = {
-    "kmnist": (
-        "bdb82020997e1d708af4cf47b453dcf7 e144d726b3acfaa3e44228e80efcd344 "
-        "5c965bf0a639b31b8f53240b1b52f4d7 7320c461ea6c1c855c0b718fb2a4b134"
-    ).split(),
-    "emnist-letters": ["58c8d27c78d21e728a6bc7b3cc06412e"],
+    "kmnist": ("bdb82020997e1d708af4cf47b453dcf7", "e144d726b3acfaa3e44228e80efcd344",
+        "5c965bf0a639b31b8f53240b1b52f4d7", "7320c461ea6c1c855c0b718fb2a4b134"),
+    "emnist-letters": ("58c8d27c78d21e728a6bc7b3cc06412e",),
 }
+# fmt: on
 ARCHIVES = {"emnist-letters": "gzip.zip"}  # data sets that are published in one archive, with others
 
 Pause = Callable[[float], None]  # waits for that many seconds
@@ -179,7 +175,7 @@ def present(name: str, folder: Path) -> bool:
     paths = [folder / file for file in FILES if (folder / file).is_file()]
     if len(paths) < len(FILES) or name not in CONTENT_MD5:
         return len(paths) == len(FILES)
-    return [hashlib.md5(path.read_bytes()).hexdigest() for path in paths] == [*CONTENT_MD5[name]]
+    return tuple(hashlib.md5(path.read_bytes()).hexdigest() for path in paths) == CONTENT_MD5[name]
 
 
 def unreachable(name: str, environment: dict[str, str]) -> list[Failure]:
