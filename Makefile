@@ -1,7 +1,7 @@
 # Every target sets up .venv by itself; there is nothing to install or to activate first.
 # It runs with GNU make 3.81 and bash 3.2, which macOS has.
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-matrix test-scale lint deps ui server setup which sync doctor reproduce serving leaderboard bounds bench
+.PHONY: help run test test-fast test-matrix test-scale lint deps ui server setup which sync doctor reproduce serving leaderboard bounds bench audit
 SHELL := bash
 
 PYTHON ?= python3
@@ -72,6 +72,11 @@ test-scale: setup  ## a team's server, its cache, its searches, many processes; 
 
 lint: setup  ## format, lint, types, and the deps of the stages, by pre-commit
 	pre-commit run --all-files
+
+# `--strict`: a package that the service does not know is an error too. Otherwise no answer would look like a good one.
+audit: setup  ## look for known vulnerabilities of the packages in requirements.lock; asks pypi.org
+	@command -v uv > /dev/null || { echo "error: uv is missing; \`pip install uv\`, then \`make audit\`" >&2; exit 1; }
+	@uv tool run pip-audit==2.10.1 --strict --no-deps --disable-pip --progress-spinner off --requirement requirements.lock
 
 deps: setup  ## write the imports of each stage into the deps of dvc.yaml and quality/dvc.yaml
 	@python tools/deps.py dvc.yaml quality/dvc.yaml

@@ -5,6 +5,7 @@ from vae.runtime import command, images, mirrors
 import os
 from pathlib import Path
 
+from vae import idx
 from vae.params import load
 
 
@@ -14,7 +15,7 @@ def main(params: Path, data: Path) -> None:
         found, labels, test = images.load(
             Path(config.path), mirrors.FILES, resize=config.resize, grey=config.grey, seed=config.split_seed
         )
-        mirrors.write_files(data, zip(mirrors.FILES, mirrors.idx_files(found, labels, test), strict=True))
+        mirrors.write_files(data, zip(mirrors.FILES, idx.files(found, labels, test), strict=True))
         source = f"{config.path}: {len(found) - test} training images and {test} test images"
     else:
         source = mirrors.download(config.name, data, dict(os.environ))[0]

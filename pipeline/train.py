@@ -4,7 +4,7 @@ from vae.runtime import command, live
 
 OBSERVER = live.start()  # before the imports below, so that mlflow is imported there while torch is imported here
 
-from vae.runtime import checkpoint, cores, files, machine, progress, repository
+from vae.runtime import checkpoint, cores, files, machine, memory, progress, repository
 
 import sys
 import time
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from vae import data, device, params, streams, training
+from vae import data, device, footprint, params, streams, training
 from vae.model import VAE
 from vae.model import save as save_model
 
@@ -32,12 +32,13 @@ def main(config_path: Path, data_folder: Path, *, model: Path, curves: Path, val
     split = data.split_validation(images, config.data.validation)
     if (used := len(split[1])) < config.data.validation:
         print(f"data.validation: {used} images, at most a fifth of {len(images)}, instead of {config.data.validation}")
+    footprint.check(config, split[0], memory.free_bytes(where.type))
     state = training.start(config, split[0])
 
     sections = config.model_dump_json(include=set(params.TRAINING))
     key = checkpoint.training_key(sections, [*data_folder.iterdir(), Path(__file__)])
     root, here = repository.main_repository(), machine.describe(config.train.threads, where.type)
-    with checkpoint.checkpoint(root, key) as saved:
+    with checkpoint.checkpoint(root, key) as saved, memory.noted(saved.path.with_suffix(".memory")):
         with live.follow(OBSERVER, config_path, root, key, saved.own, here) as feed:
             records = run_epochs(state, split, config, saved, feed)
             files.write_csv(curves, training.COLUMNS, map(astuple, records))

@@ -51,7 +51,7 @@ def test_the_reader_reads_the_files_of_the_writer(tmp_path):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (9, idx.PIXELS), generator=generator, dtype=torch.uint8)
     labels = torch.randint(10, (9,), generator=generator, dtype=torch.uint8)
-    contents = mirrors.idx_files(images.numpy(), labels.numpy(), test=3)
+    contents = idx.files(images.numpy(), labels.numpy(), test=3)
     mirrors.write_files(tmp_path, zip(mirrors.FILES, contents, strict=True))
     train, test = data.load(tmp_path, "train"), data.load(tmp_path, "t10k")
     assert (len(train.images), len(test.images)) == (6, 3)

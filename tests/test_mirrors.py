@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from vae import idx
 from vae.errors import InputError
 
 CONTENTS = tuple(struct.pack(">i", index) + bytes(range(index, 200)) * 200 for index in range(4))
@@ -412,9 +413,7 @@ def test_letters_are_upright(make_mirror, tmp_path, monkeypatch):
     monkeypatch.setitem(mirrors.GZIP_MD5, "emnist-letters", (hashlib.md5(archive).hexdigest(),))
     mirror.files = {"/set/gzip.zip": archive}
     mirrors.download("emnist-letters", tmp_path / "data", {})
-    assert contents(tmp_path / "data") == dict(
-        zip(mirrors.FILES, mirrors.idx_files(upright, labels, test=3), strict=True)
-    )
+    assert contents(tmp_path / "data") == dict(zip(mirrors.FILES, idx.files(upright, labels, test=3), strict=True))
     assert mirror.requests == {"gzip.zip": 1}
     assert mirrors.present("emnist-letters", tmp_path / "data")
     (tmp_path / "own").mkdir()

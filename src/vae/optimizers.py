@@ -56,7 +56,7 @@ class Optimizer:
     def __init__(self, params: Iterable[nn.Parameter], learning_rate: float, *buffers: str) -> None:
         self.params: list[Tensor] = list(params)
         self.learning_rate = learning_rate
-        self.buffers = {name: [torch.zeros_like(p) for p in self.params] for name in buffers}
+        self.buffers = {name: [p.new_zeros(p.shape) for p in self.params] for name in buffers}
 
     def step(self, factor: float) -> None:
         """One update with `factor` times the learning rate."""

@@ -1,6 +1,7 @@
 """The strict, typed schema of params.yaml, the only file with settings."""
 
 from pathlib import Path
+from reprlib import Repr
 from typing import Annotated, Literal
 
 import yaml
@@ -8,10 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vae.errors import InputError
 
-Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Count = Annotated[int, Field(ge=1, le=10**6)]
+CountOrZero = Annotated[int, Field(ge=0, le=10**6)]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]  # far beyond any rate that converges
+NonNegative = Annotated[float, Field(ge=0, le=10**6, allow_inf_nan=False)]
 Width = Annotated[int, Field(ge=1, le=16384)]
 Widths = Annotated[list[Width], Field(min_length=1, max_length=16)]
 TRAINING = ("data", "model", "train")  # the sections that decide which model a training makes
@@ -19,6 +21,8 @@ NOT_IN_PIPELINE = {"annealing", "classifier", "quality"}  # the sections that no
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 _PART = r"[A-Za-z0-9][A-Za-z0-9._@+-]*"
 PathName = Annotated[str, Field(pattern=rf"^/?{_PART}(/{_PART})*$", max_length=250)]
+_SHORT = Repr()  # in messages, because anchors in a small file can stand for a huge tree
+_SHORT.maxlevel, _SHORT.maxstring = 2, 100
 
 
 class Section(BaseModel):
@@ -54,11 +58,11 @@ class Train(Section):
     seed: Seed
     initial_bias: Literal["default", "data-mean"]
     epochs: Count
-    prior_epochs: Annotated[int, Field(ge=0, le=2**31 - 1)]
+    prior_epochs: CountOrZero
     batch_size: Count
     augmentation: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
     importance_samples: Count
-    refine_epochs: Annotated[int, Field(ge=0, le=2**31 - 1)]
+    refine_epochs: CountOrZero
     refine_importance_samples: Count
     refine_rate: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
     optimizer: Literal["adam", "muon"]
@@ -67,7 +71,7 @@ class Train(Section):
     flow_learning_rate: Positive
     muon_learning_rate: Positive
     schedule: Literal["constant", "cosine", "stable-decay"]
-    warmup_steps: Annotated[int, Field(ge=0)]
+    warmup_steps: CountOrZero
     kl_warmup_epochs: NonNegative
     gradient_clip: NonNegative
     device: Literal["auto", "cpu", "cuda"]
@@ -94,7 +98,7 @@ class Annealing(Section):
     seed: Seed
     images: Count
     chains: Count
-    temperatures: Annotated[int, Field(ge=2, le=2**31 - 1)]
+    temperatures: Annotated[int, Field(ge=2, le=10**6)]
     leapfrog_steps: Count
     step_size: Positive
     importance_samples: Annotated[list[Count], Field(min_length=1, max_length=16)]
@@ -141,8 +145,9 @@ class Params(Section):
 def _explain(error: ValidationError, path: Path) -> str:
     """The first error, in one line."""
     detail = error.errors(include_url=False)[0]
+    got = _SHORT.repr(detail["input"])
     if not detail["loc"]:
-        return f"{path}: must be a mapping with the blocks {', '.join(Params.model_fields)}, got {detail['input']!r}"
+        return f"{path}: must be a mapping with the blocks {', '.join(Params.model_fields)}, got {got}"
     key = ".".join(str(part) for part in detail["loc"])
     section = detail["loc"][0] if len(detail["loc"]) > 1 else ""
     known = Params.model_fields[section].annotation if section in Params.model_fields else Params
@@ -155,7 +160,7 @@ def _explain(error: ValidationError, path: Path) -> str:
             return f"{path}: {key}: missing; {where} must have: {keys}"
         case _:
             problem = detail["msg"][0].lower() + detail["msg"][1:]
-            return f"{path}: {key}: {problem}, got {detail['input']!r}"
+            return f"{path}: {key}: {problem}, got {got}"
 
 
 def parse(text: str, path: Path = Path("params.yaml")) -> Params:
@@ -165,6 +170,8 @@ def parse(text: str, path: Path = Path("params.yaml")) -> Params:
     Raises InputError if the text is not YAML, a key is unknown or missing, or a value has the wrong type or range."""
     try:
         tree = yaml.load(text, Loader=yaml.BaseLoader)
+    except RecursionError as error:
+        raise InputError(f"{path}: not valid YAML: nested too deeply") from error
     except yaml.YAMLError as error:
         if "<<<<<<< " in text:
             raise InputError(f"{path}: conflict marks of a merge; resolve them by hand, as in code") from error

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -39,6 +40,10 @@ def load(path: Path, schema: type[Config], build: Callable[[Config], Network], r
             described.pop(TRAINED, None)
             config = schema.model_validate(described)
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        with torch.device("meta"):  # which has no values: refuses other shapes before memory is taken for them
+            build(config).load_state_dict(weights, assign=True)
+        if wrong := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+            raise ValueError(f"{wrong[0]} has values that are not finite")
         network = build(config).to(device)
         network.load_state_dict(weights)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:

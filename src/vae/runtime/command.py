@@ -1,6 +1,8 @@
 """How a script runs: arguments from its signature, and one clear line for an error that the user can mend.
 Scripts import this module before torch and mlflow, because it sets up the process."""
 
+from vae.runtime import memory
+
 import argparse
 import ctypes
 import errno
@@ -102,6 +104,11 @@ def run(main: Callable[..., None]) -> None:
         sys.exit(f"error: {error.strerror}; make room, and start again")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+    except (MemoryError, RuntimeError) as error:
+        if not memory.is_short(error):
+            raise
+        reason = str(error).partition("\n")[0].rpartition("] ")[2]
+        sys.exit(f"error: not enough memory ({reason}); lower the sizes in params.yaml, or end other programs")
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # everything is written and closed; unloading torch takes most of a second in each stage

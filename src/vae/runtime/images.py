@@ -1,6 +1,5 @@
 """Your own images: a folder of pictures with one subfolder for each class, or four IDX files."""
 
-import gzip
 import hashlib
 import math
 import struct
@@ -20,6 +19,9 @@ SHARE = 5  # otherwise every fifth picture is a test image, as in the bundled di
 FEWEST = 5, 2  # training and test images: enough for one validation image, and for a standard error
 CLASSES = 256  # the most that fit into labels of one byte
 SIZE = idx.SIDE, idx.SIDE
+MOST_BYTES = 1 << 31  # of an IDX file: more than two million images
+MOST_PIXELS = 1 << 26  # of a picture; a small file can hide far more
+CACHE = "files", "md5"  # the end of DVC's cache, to which `dvc add` may link
 Part = tuple[np.ndarray, np.ndarray]  # images (N, 28, 28) and labels (N,), uint8
 
 
@@ -52,6 +54,16 @@ def _fitted(image: Image.Image, path: Path, resize: bool) -> np.ndarray:
     return np.asarray(image if image.size == SIZE else image.resize(SIZE, Image.Resampling.BICUBIC))
 
 
+def _own(path: Path, folder: Path) -> Path:
+    """A path in a folder. Raises InputError if it is a link out of the folder (except to DVC's cache), or no file."""
+    target = path.resolve()
+    if not target.is_file():
+        raise InputError(f"{path}: is no file; replace or remove it")
+    if not target.is_relative_to(folder.resolve()) and target.parts[-4:-2] != CACHE:
+        raise InputError(f"{path}: is a link out of {folder}, which may lead to a private file; copy the file here")
+    return path
+
+
 # IDX files.
 
 
@@ -74,14 +86,15 @@ def _idx(folder: Path, name: str, kind: str) -> np.ndarray:
     path = _find(folder, name)
     if path is None:
         raise InputError(f"{folder / name}: no such file; a folder with IDX files must have all four")
-    header = idx.HEADER[kind]
+    path, header = _own(path, folder), idx.HEADER[kind]
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        magic, count, *sides = header.unpack_from(content)
-        if magic != idx.MAGIC[kind] or len(content) != header.size + count * math.prod(sides):
+        content = path.read_bytes()
+        content = idx.decompressed(content, MOST_BYTES) if path.suffix == ".gz" else content
+        magic, *shape = header.unpack_from(content)
+        if magic != idx.MAGIC[kind] or min(shape[1:], default=1) < 1 or len(content) != header.size + math.prod(shape):
             raise ValueError("its header and its length disagree")
-        return np.frombuffer(content, np.uint8, offset=header.size).reshape(count, *sides)
-    except (gzip.BadGzipFile, EOFError, zlib.error, struct.error, ValueError) as error:
+        return np.frombuffer(content, np.uint8, offset=header.size).reshape(shape)
+    except (EOFError, zlib.error, struct.error, ValueError) as error:
         raise InputError(f"{path}: not a whole IDX file of {kind} in unsigned bytes ({error}); replace it") from error
 
 
@@ -114,7 +127,7 @@ def _read_pictures(folder: Path, resize: bool, grey: bool, seed: int) -> tuple[P
     parts = []
     for root in roots:
         found = [(path, label) for label, name in enumerate(classes) for path in _pictures((root / name).rglob("*"))]
-        parts.append(_ordered([(_pixels(path, resize, grey), label) for path, label in found], seed))
+        parts.append(_ordered([(_pixels(_own(path, folder), resize, grey), label) for path, label in found], seed))
     if not split:
         cut = len(parts[0]) - len(parts[0]) // SHARE
         parts = [parts[0][:cut], parts[0][cut:]]
@@ -132,6 +145,8 @@ def _pixels(path: Path, resize: bool, grey: bool) -> np.ndarray:
     """The grey pixels of a PNG or JPEG file. (28, 28) uint8."""
     try:
         with Image.open(path) as file:
+            if math.prod(file.size) > MOST_PIXELS:
+                raise ValueError(f"{file.width}x{file.height} pixels are too many")
             image = ImageOps.exif_transpose(file)  # photographs are stored as the camera was held
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: cannot be read as a picture ({error}); replace or remove it") from error

@@ -2,7 +2,6 @@
 
 from vae.runtime import network
 
-import gzip
 import hashlib
 import io
 import os
@@ -25,6 +24,9 @@ from vae.errors import InputError
 TIMEOUT_SECONDS = (5, 30)  # until connected, and between two bytes
 ATTEMPTS = 3
 CHUNK_BYTES = 1 << 16
+SLOWEST = 1000  # bytes a second, after the time-out between two bytes
+MOST_BYTES = 1 << 27  # of a file, also of its content; the largest has 98 MB
+MOST_ARCHIVE_BYTES = 1 << 30
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
@@ -38,31 +40,21 @@ MIRRORS = {
     "emnist-letters": ("https://biometrics.nist.gov/cs_links/EMNIST",),
 }
 
+# fmt: off
 # MD5 of the decompressed content, because a mirror may have compressed it again.
 CONTENT_MD5 = {
-    "mnist": (
-        "6bbc9ace898e44ae57da46a324031adb",
-        "a25bea736e30d166cdddb491f175f624",
-        "2646ac647ad5339dbf082846283269ea",
-        "27ae3e4e09519cfbb04c329615203637",
-    ),
-    "fashion-mnist": (
-        "f4a8712d7a061bf5bd6d2ca38dc4d50a",
-        "9018921c3c673c538a1fc5bad174d6f9",
-        "8181f5470baa50b63fa0f6fddb340f0a",
-        "15d484375f8d13e6eb1aabb0c3f46965",
-    ),
+    "mnist": ("6bbc9ace898e44ae57da46a324031adb", "a25bea736e30d166cdddb491f175f624",
+        "2646ac647ad5339dbf082846283269ea", "27ae3e4e09519cfbb04c329615203637"),
+    "fashion-mnist": ("f4a8712d7a061bf5bd6d2ca38dc4d50a", "9018921c3c673c538a1fc5bad174d6f9",
+        "8181f5470baa50b63fa0f6fddb340f0a", "15d484375f8d13e6eb1aabb0c3f46965"),
 }
 # MD5 of the published file, for data sets whose content has no published checksum (torchvision's list).
 GZIP_MD5 = {
-    "kmnist": (
-        "bdb82020997e1d708af4cf47b453dcf7",
-        "e144d726b3acfaa3e44228e80efcd344",
-        "5c965bf0a639b31b8f53240b1b52f4d7",
-        "7320c461ea6c1c855c0b718fb2a4b134",
-    ),
+    "kmnist": ("bdb82020997e1d708af4cf47b453dcf7", "e144d726b3acfaa3e44228e80efcd344",
+        "5c965bf0a639b31b8f53240b1b52f4d7", "7320c461ea6c1c855c0b718fb2a4b134"),
     "emnist-letters": ("58c8d27c78d21e728a6bc7b3cc06412e",),
 }
+# fmt: on
 ARCHIVES = {"emnist-letters": "gzip.zip"}  # data sets that are published in one archive, with others
 
 Pause = Callable[[float], None]  # waits for that many seconds
@@ -92,19 +84,23 @@ def published(name: str) -> tuple[str, ...]:
     return (ARCHIVES[name],) if name in ARCHIVES else tuple(f"{file}.gz" for file in FILES)
 
 
-def _read(source: str, file: str) -> bytes:
-    """The bytes of `file` from a folder or URL."""
+def _read(source: str, file: str, most: int) -> bytes:
+    """The bytes of `file` from a folder or URL. Raises ValueError if a URL gives more than `most`."""
     if not source.startswith(("http://", "https://")):
         return (Path(source.removeprefix("file://")).expanduser() / file).read_bytes()
     url, plain = f"{source.rstrip('/')}/{file}", {"Accept-Encoding": "identity"}  # the .gz itself, not its content
     with requests.get(url, stream=True, timeout=TIMEOUT_SECONDS, headers=plain) as response:
         response.raise_for_status()
         total = int(response.headers.get("Content-Length", 0)) or None
-        content = bytearray()
+        content, began = bytearray(), time.monotonic()
         with tqdm(total=total, desc=file, unit="B", unit_scale=True, disable=None) as bar:
-            for chunk in response.raw.stream(CHUNK_BYTES, decode_content=False):
+            while chunk := response.raw.read1(CHUNK_BYTES, decode_content=False):
                 content += chunk
                 bar.update(len(chunk))
+                if max(len(content), total or 0) > most:
+                    raise ValueError(f"more than {most >> 20} MiB")
+                if time.monotonic() - began > TIMEOUT_SECONDS[1] + len(content) / SLOWEST:
+                    raise requests.Timeout
         if total and len(content) != total:
             raise EOFError(f"{len(content)} of {total} bytes")
     if content.lstrip()[:1] == b"<":
@@ -115,12 +111,9 @@ def _read(source: str, file: str) -> bytes:
 def _verified(name: str, index: int, compressed: bytes) -> bytes:
     """Checks a file, and decompresses it unless it is an archive.
     Raises ValueError or OSError if the content is not the published one."""
-    content = compressed if name in ARCHIVES else gzip.decompress(compressed)
-    if name in CONTENT_MD5:
-        expected, actual = CONTENT_MD5[name][index], hashlib.md5(content).hexdigest()
-    else:
-        expected, actual = GZIP_MD5[name][index], hashlib.md5(compressed).hexdigest()
-    if actual != expected:
+    content = compressed if name in ARCHIVES else idx.decompressed(compressed, MOST_BYTES)
+    checked, known = (content, CONTENT_MD5) if name in CONTENT_MD5 else (compressed, GZIP_MD5)
+    if (actual := hashlib.md5(checked).hexdigest()) != (expected := known[name][index]):
         raise ValueError(f"MD5 {actual}, expected {expected}")
     return content
 
@@ -135,10 +128,11 @@ def _transient(error: BaseException) -> bool:
 def _try(name: str, index: int, candidates: list[str], pause: Pause) -> tuple[bytes, list[Failure]]:
     """One verified file from the first source that has it, and why the sources before it failed."""
     failures: list[Failure] = []
+    most = MOST_ARCHIVE_BYTES if name in ARCHIVES else MOST_BYTES
     for source in candidates:
         for attempt in range(ATTEMPTS):
             try:
-                return _verified(name, index, _read(source, published(name)[index])), failures
+                return _verified(name, index, _read(source, published(name)[index], most)), failures
             except SourceFailure as error:
                 if attempt + 1 < ATTEMPTS and _transient(error):
                     pause(2.0**attempt)
@@ -153,12 +147,10 @@ def _contents(name: str, candidates: list[str], pause: Pause) -> Iterator[tuple[
     for index, file in enumerate(published(name)):
         content, failures = _try(name, index, candidates, pause)
         if not content:
-            wanted = ARCHIVES.get(name, "the four .gz files")
-            own = "; for images of your own: -S data.name=folder -S data.path=<folder>" * (
-                any("(MD5 " in str(failure) for failure in failures)
-            )
+            wanted, told = ARCHIVES.get(name, "the four .gz files"), "; ".join(map(str, failures))
+            own = "; for images of your own: -S data.name=folder -S data.path=<folder>" * ("(MD5 " in told)
             raise InputError(
-                f"{file} of {name}: no source has it: {'; '.join(map(str, failures))}. Set MNIST_MIRROR to a folder or "
+                f"{file} of {name}: no source has it: {told}. Set MNIST_MIRROR to a folder or "
                 f"URL that has {wanted}, or use the bundled data: dvc exp run -S data.name=digits{own}"
             )
         yield from _letters(content) if name in ARCHIVES else [(FILES[index], content)]
@@ -170,7 +162,7 @@ def _letters(archive: bytes) -> Iterator[tuple[str, bytes]]:
     with zipfile.ZipFile(io.BytesIO(archive)) as members:
         for file in FILES:
             name = file.replace("t10k", "test")
-            content = gzip.decompress(members.read(f"gzip/emnist-letters-{name}.gz"))
+            content = idx.decompressed(members.read(f"gzip/emnist-letters-{name}.gz"), MOST_BYTES)
             if "images" in file:
                 start = idx.HEADER["images"].size
                 images = np.frombuffer(content, np.uint8, offset=start).reshape(-1, idx.SIDE, idx.SIDE)
@@ -210,7 +202,7 @@ def _failure(source: str, error: BaseException, public: bool) -> Failure:
             return Failure(source, "cannot be reached", away=True)
         case FileNotFoundError():
             return Failure(source, "no such file", away=False)
-        case gzip.BadGzipFile() | EOFError() | zlib.error():
+        case EOFError() | zlib.error():
             return Failure(source, f"damaged: {error}", away=False)
         case _:
             return Failure(source, str(error), away=False)
@@ -226,15 +218,6 @@ def write_files(folder: Path, contents: Iterable[tuple[str, bytes]]) -> None:
             os.replace(path, folder / path.name)
 
 
-def idx_files(images: np.ndarray, labels: np.ndarray, test: int) -> tuple[bytes, ...]:
-    """The contents of the four IDX files. The last `test` images are the test split. (N, 28, 28), (N,) -> 4 files."""
-    contents = []
-    for part in (slice(None, -test), slice(-test, None)):
-        for kind, array in (("images", images[part]), ("labels", labels[part])):
-            contents.append(idx.header(kind, len(array)) + array.astype(np.uint8).tobytes())
-    return tuple(contents)
-
-
 def digits() -> tuple[bytes, ...]:
     """scikit-learn's 1797 handwritten digits of 8x8, scaled to 28x28. The last 360 are the test split."""
     from PIL import Image  # imported here, because the other data sets need neither
@@ -243,7 +226,7 @@ def digits() -> tuple[bytes, ...]:
     bunch, size = load_digits(), (idx.SIDE, idx.SIDE)
     grey = np.rint(bunch.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8)
     images = [np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) for image in grey]
-    return idx_files(np.stack(images), bunch.target, test=360)
+    return idx.files(np.stack(images), bunch.target, test=360)
 
 
 BUNDLED = {"digits": digits}  # data sets that need no network

@@ -29,7 +29,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def without_password(url: str) -> str:
     """A URL as it may be printed."""
-    return re.sub(r"//[^/@]*@", "//", url)
+    return re.sub(r"//\S*@", "//", url)  # a password may have a slash or an at sign
 
 
 def _proxy(url: str) -> str:

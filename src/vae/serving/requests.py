@@ -1,6 +1,8 @@
 """The served API: the model that `mlflow.pyfunc.load_model` and `mlflow models serve` load.
 MLflow loads this file as code, and the weights as safetensors. No pickle is executed."""
 
+import sys
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from vae.idx import PIXELS
 
 MAX_DIGITS = 1000  # in one request
 MAX_LATENT = 1e6  # far beyond any prior, and far below the largest float32
+MOST_LETTERS = 900  # of an error, which MLflow begins with the whole request
 FORMATS = ("list", "png")
 NEEDS = {"generate": {"n"}, "reconstruct": {"images"}, "encode": {"images"}, "decode": {"latents"}}
 MAY_HAVE = {"generate": {"seed", "format"}, "reconstruct": {"format"}, "encode": set(), "decode": {"format"}}
@@ -83,6 +86,26 @@ def check(request: Request) -> None:
         raise InputError(f"latents: every value must be finite, and at most {MAX_LATENT:,.0f} in size")
 
 
+def refuse_in_server() -> None:
+    """Lets MLflow's server, if it runs in this process, refuse with 400 what it fails on with 500: no content type, a
+    JSON that is nested too deeply, a number of thousands of digits. Its errors no longer repeat the whole request."""
+    server = sys.modules.get("mlflow.pyfunc.scoring_server")
+    if server is None or hasattr(answer := server.invocations, "__wrapped__"):
+        return
+
+    @wraps(answer)
+    def invocations(data: bytes, content_type: str | None, *rest: Any) -> Any:
+        try:
+            return answer(data, content_type or "", *rest)
+        except (MlflowException, ValueError, RecursionError) as error:
+            if not isinstance(error, MlflowException):
+                error = MlflowException.invalid_parameter_value(str(error))
+            error.message = error.message[-MOST_LETTERS:]
+            raise error from None
+
+    server.invocations = invocations  # type: ignore[attr-defined]
+
+
 class Digits(PythonModel):
     """Answers a list of requests with a list of results, one for each request."""
 
@@ -91,6 +114,7 @@ class Digits(PythonModel):
         from vae.serving.inference import Inference  # imported here, because logging the model needs no torch
 
         self.model = Inference(Path(context.artifacts["model"]))
+        refuse_in_server()
 
     def predict(self, model_input: list[Request]) -> list[Result]:  # type: ignore[override]
         """`generate`, `decode` and `reconstruct` give images (N, 784), or png. `encode` gives mu and logvar (N, D)."""
