@@ -67,8 +67,8 @@ lint: setup  ## format, lint, types, and the deps of the stages, by pre-commit
 deps: setup  ## write the imports of each stage into the deps of dvc.yaml and quality/dvc.yaml
 	@python tools/deps.py dvc.yaml quality/dvc.yaml
 
-ui: setup  ## the MLflow UI on the project's store
-	@python tools/ui.py params.yaml "$${PORT:-5000}"
+ui: setup  ## the MLflow UI on the project's store; PORT=5001, HOST=0.0.0.0 (for other machines), OPEN=1 (a browser)
+	@python tools/ui.py params.yaml "$(if $(filter command,$(firstword $(origin HOST))),$(HOST),127.0.0.1)" "$${PORT:-5000}" --open "$(OPEN)"
 
 which: setup  ## NAME=...: the run of this experiment, or the experiment of this run
 	@python tools/which.py params.yaml metrics/mlflow.json "$(NAME)"

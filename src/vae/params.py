@@ -19,6 +19,8 @@ NOT_IN_PIPELINE = {"annealing", "classifier", "quality"}  # the sections that no
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 _PART = r"[A-Za-z0-9][A-Za-z0-9._@+-]*"
 PathName = Annotated[str, Field(pattern=rf"^/?{_PART}(/{_PART})*$", max_length=250)]
+TagName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=100)]  # MLflow's and ours have a dot
+TagText = Annotated[str, Field(min_length=1, max_length=500)]
 
 
 class Section(BaseModel):
@@ -103,6 +105,7 @@ class Annealing(Section):
 class Track(Section):
     experiment: PathName
     registered_model: Name
+    tags: Annotated[dict[TagName, TagText], Field(max_length=20)]
 
 
 class Classifier(Section):
