@@ -4,13 +4,14 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from mlflow.entities import Run
 from PIL import Image
 from safetensors.numpy import save_file
 
+from vae import idx
 from vae.errors import InputError
 from vae.params import NOT_IN_PIPELINE
 from vae.tracking import record as records
@@ -19,6 +20,7 @@ from vae.tracking.state import State
 from vae.tracking.store import Store, Tag, experiment_names
 
 EVALUATION = {"neg_elbo_nats": 95.5, "active_units": 7, "binarization_sha256": "text"}
+LABELS = {"train": [0, 1, 2] * 2000, "t10k": [7, 7, 1]}
 PICTURES = ("plots/latent.png", "samples/grid.png")
 
 
@@ -41,10 +43,12 @@ def state(tmp_path, root, monkeypatch, experiment):
     text = (root / "params.yaml").read_text()
     assert "experiment: vae" in text
     Path("params.yaml").write_text(text.replace("experiment: vae", f"experiment: {experiment}"))
-    for name in ("data/images", "models/vae", "metrics/train.csv", *PICTURES):
+    for name in ("data/labels", "models/vae", "metrics/train.csv", *PICTURES):
         Path(name).parent.mkdir(exist_ok=True)
-    for name in ("dvc.yaml", "dvc.lock", "data/images"):
+    for name in ("dvc.yaml", "dvc.lock"):
         Path(name).write_text("stages: {}\n")
+    for part, labels in LABELS.items():
+        Path(f"data/{part}-labels-idx1-ubyte").write_bytes(idx.header("labels", len(labels)) + bytes(labels))
     described = {"model": json.dumps({"trained": {"device": "cpu", "precision": "fp32"}})}
     save_file({"w": np.zeros(2, np.float32)}, "models/vae", metadata=described)
     Path("metrics/train.csv").write_text("epoch,val_neg_elbo_nats,lr\n1,100.5,0.1\n2,90.5,0.05\n")
@@ -61,10 +65,18 @@ def state(tmp_path, root, monkeypatch, experiment):
 
 @pytest.fixture
 def store(database, monkeypatch, experiment):
-    """A real store. Models are neither logged nor registered in it, because that takes seconds."""
+    """A real store. Models have no files and are not registered in it, because that takes seconds."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database / 'mlflow.db'}")
     monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)  # which `record` sets
-    monkeypatch.setattr(Store, "model_of", lambda _, run: f"models:/{run.info.run_id}")
+    models = {}
+
+    def model_of(client: Store, run: Run) -> str:
+        if run.info.run_id not in models:
+            logged = client.create_logged_model(client.experiment.experiment_id, source_run_id=run.info.run_id)
+            models[run.info.run_id] = f"models:/{logged.model_id}"
+        return models[run.info.run_id]
+
+    monkeypatch.setattr(Store, "model_of", model_of)
     monkeypatch.setattr(records.registry, "register", lambda *_: None)
     for name in ("DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
         monkeypatch.delenv(name, raising=False)
@@ -106,8 +118,6 @@ def test_a_state_becomes_one_whole_run(store, state):
     }
     assert {"params.yaml", "hashes.json", "working-tree.diff", "models/vae", *PICTURES} <= files
     assert json.loads(store.recorded(run_id, "hashes.json")[0]) == state.output_hashes()
-    (dataset,) = run.inputs.dataset_inputs
-    assert (dataset.dataset.name, dataset.dataset.digest) == (state.config.data.name, state.data_sha256[:16])
 
 
 def test_a_state_that_has_a_run_gets_no_other(store, state, monkeypatch):
@@ -159,7 +169,7 @@ def test_a_damaged_record_is_written_again_whole(store, state, monkeypatch, caps
     assert experiment_names(run) == {"first", "second"}
     assert Tag.QUALITY not in run.data.tags  # its files are to be added again
     assert all(len(values) == len(set(values)) for values in logged(store, run_id).values())
-    assert len(run.inputs.dataset_inputs) == 1
+    assert len(run.inputs.dataset_inputs) == 3
     compared = [item.path for item in store.list_artifacts(run_id, "images")]
     assert sum(path.endswith(".png") for path in compared) == len(PICTURES)
     assert len(store.find()) == 1
@@ -220,20 +230,10 @@ def test_a_state_has_the_names_of_all_its_experiments(store, monkeypatch):
     run_id = store.create_run(store.experiment.experiment_id).info.run_id
     for name in ("one", "two", "one"):
         monkeypatch.setenv("DVC_EXP_NAME", name)
-        records.add_experiment(store, store.get_run(run_id))
+        records.add_experiment(store, store.get_run(run_id), {})
     monkeypatch.delenv("DVC_EXP_NAME")
-    records.add_experiment(store, store.get_run(run_id))
+    records.add_experiment(store, store.get_run(run_id), {})
     assert experiment_names(store.get_run(run_id)) == {"one", "two"}
-
-
-def test_the_digest_of_a_data_set_is_of_the_content_of_its_files(tmp_path):
-    state = SimpleNamespace(
-        data=tmp_path, data_sha256="0123456789abcdef01", config=SimpleNamespace(data=SimpleNamespace(name="set"))
-    )
-    (tmp_path / "images").touch()
-    made = records.dataset_input(state)
-    assert (made.dataset.name, made.dataset.digest) == ("set", "0123456789abcdef")
-    assert json.loads(made.dataset.source) == {"files": ["images"]}
 
 
 @pytest.fixture

@@ -89,8 +89,8 @@ def _write(store: Store, state: State, damaged: list[Run]) -> str:
         points = [Metric(name, value, now, FINAL_STEP) for name, value in final.items() if name not in logged]
         rate(store, run_id, uri, data[datasets.TEST].dataset, points)
         log_files(store, run_id, state, changes)
-        tags = found.data.tags | provenance(state, dvc.message, store.root, dirty=bool(changes.diff))
-        text = page.note(run_id, state, tags, changed, evaluation, validation)
+        tags = provenance(state, dvc.message, store.root, dirty=bool(changes.diff))
+        text = page.note(run_id, state, found.data.tags | tags, changed, evaluation, validation)
         split = registry.split_name(validation[IMAGES], state.data_sha256)
         scored = {CHAMPION_METRIC: repr(validation[CHAMPION_METRIC]), registry.SPLIT: split}
         registry.register(store, registry.registered_name(used), run_id, uri, scored, state.model_sha256, text)
