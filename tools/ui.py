@@ -17,7 +17,7 @@ from vae.tracking import page
 from vae.tracking.address import SERVERS, shown
 from vae.tracking.store import Store
 
-EVERY, LOCAL = "0.0.0.0", ("127.0.0.1", "localhost")  # noqa: S104
+EVERY, LOCAL = "0.0.0.0", ("127.0.0.1", "localhost")
 
 
 def main(params: Path, host: str, port: str, *, open: str) -> None:

@@ -1,7 +1,7 @@
 """The record of a state: everything that is logged to its MLflow run."""
 
 from vae.runtime import repository
-from vae.runtime.files import files_below, read_json, sha256
+from vae.runtime.files import read_json, sha256
 
 import json
 import os
@@ -58,15 +58,15 @@ def _write(store: Store, state: State, damaged: list[Run]) -> str:
     """Completes a run of this state that has lost files, or the open run of this model's training, or a new one.
     Continues an interrupted attempt without logging anything twice."""
     config, changes = state.config, uncommitted_changes(state.outputs, dependencies(Path("dvc.lock")))
-    changed, dvc = page.changed_params(state.params), page.command()
+    changed, (started, message) = page.changed_params(state.params), page.dvc_command()
     name = page.run_name(state, changed)
     if damaged:
         found, name = damaged[0], damaged[0].info.run_name
         if Tag.QUALITY in found.data.tags:
             store.delete_tag(found.info.run_id, Tag.QUALITY)  # `track_quality` must add its files again
     else:
-        found = store.to_complete(state.model_sha256, state.key)
-        found = found or store.create_run(store.experiment.experiment_id, dvc.started)
+        opened = store.to_complete(state.model_sha256, state.key)
+        found = opened or store.create_run(store.experiment.experiment_id, started)
     mlflow.set_tracking_uri(store.uri)
     tags = {Tag.PENDING: state.key, Tag.PLACE: repository.address(store.root)}
     with mlflow.start_run(found.info.run_id, run_name=name, tags=tags) as run:
@@ -89,8 +89,8 @@ def _write(store: Store, state: State, damaged: list[Run]) -> str:
         points = [Metric(name, value, now, FINAL_STEP) for name, value in final.items() if name not in logged]
         rate(store, run_id, uri, data[datasets.TEST].dataset, points)
         log_files(store, run_id, state, changes)
-        tags = provenance(state, dvc.message, store.root, dirty=bool(changes.diff))
-        text = page.note(run_id, state, found.data.tags | tags, changed, evaluation, validation)
+        tags = provenance(state, message, store.root, dirty=bool(changes.diff))
+        text = page.note(name, run_id, state, found.data.tags | tags, changed, evaluation, validation)
         split = registry.split_name(validation[IMAGES], state.data_sha256)
         scored = {CHAMPION_METRIC: repr(validation[CHAMPION_METRIC]), registry.SPLIT: split}
         registry.register(store, registry.registered_name(used), run_id, uri, scored, state.model_sha256, text)
