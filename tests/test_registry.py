@@ -1,5 +1,6 @@
 """Registered models: which version is the champion."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ class Registry:
         self.lost: set[str] = set()  # addresses of models that cannot be loaded
         self.models: dict[str, dict[str, str]] = {}  # aliases by name
         self.versions: list[SimpleNamespace] = []
+        self.links: dict[str, list[dict[str, str]]] = {}  # the versions by the id of the logged model
         self.weights: dict[str, str] = {}  # the hash of the model by the id of the run
 
     def search_registered_models(self, condition):
@@ -48,6 +50,9 @@ class Registry:
     def find(self, tags):
         (sha,) = tags.values()
         return [SimpleNamespace(info=SimpleNamespace(run_id=run)) for run, own in self.weights.items() if own == sha]
+
+    def set_logged_model_tags(self, model_id, tags):
+        self.links[model_id] = json.loads(tags["mlflow.modelVersions"])
 
     def set_model_version_tag(self, name, version, key, value):
         self.get_model_version(name, version).tags[key] = value
@@ -148,6 +153,7 @@ def test_a_version_says_why_it_is_or_is_not_the_champion(add, client):
     ]
     assert "Note of c." in client.versions[2].description
     assert "mlflow models serve -m models:/m-of-c" in client.versions[2].description
+    assert client.links["m-of-c"] == [{"name": "vae-mnist", "version": "3"}]
 
 
 def test_a_model_has_one_version_in_however_many_runs_it_is(add, client, capsys):

@@ -93,6 +93,7 @@ def _write(store: Store, state: State, damaged: list[Run]) -> str:
         text = page.note(name, run_id, state, found.data.tags | tags, changed, evaluation, validation)
         split = registry.split_name(validation[IMAGES], state.data_sha256)
         scored = {CHAMPION_METRIC: repr(validation[CHAMPION_METRIC]), registry.SPLIT: split}
+        scored |= {name: repr(value) for name, value in final.items() if name in page.FIGURES}
         registry.register(store, registry.registered_name(used), run_id, uri, scored, state.model_sha256, text)
         page.describe(store, changed, pictures=[key for key, _ in pictures(state)])
         add_experiment(store, found, config.track.tags)

@@ -1,5 +1,6 @@
 """The registered models: one for each data set and kind of pixels, and which version is the champion."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -101,7 +102,12 @@ def create_version(
     """Registers a logged model under a name."""
     model_id = uri.rpartition("/")[2]  # an MLflow server requires model_id; a database does not
     about = f"{servable.DESCRIPTION}\n{servable.CALL.format(uri=uri)}\n{note}"
-    return client.create_model_version(name, uri, run_id, tags, model_id=model_id, description=about)
+    new = client.create_model_version(name, uri, run_id, tags, model_id=model_id, description=about)
+    link = json.dumps(
+        [{"name": name, "version": new.version}]
+    )  # for the Models page, as `mlflow.register_model` has it
+    client.set_logged_model_tags(model_id, {"mlflow.modelVersions": link})
+    return new
 
 
 def register_again(client: MlflowClient, versions: list[ModelVersion], uri: str) -> None:
