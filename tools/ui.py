@@ -30,7 +30,7 @@ def main(params: Path, host: str, port: str, *, open: str) -> None:
     print(f"MLflow UI: http://{here}:{port}/{path}", flush=True)
     if open and os.fork() == 0:
         for _ in range(600):  # at most two minutes
-            time.sleep(0.2 * (not answers(here, int(port))))
+            time.sleep(0.2 * (not answers(LOCAL[0] if host == EVERY else host, int(port))))
         webbrowser.open(f"http://{here}:{port}/{path}")
         os._exit(0)
     # The address is a variable, because everyone on the machine can read the arguments of a process.
