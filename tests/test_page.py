@@ -137,24 +137,29 @@ def test_the_note_says_what_the_figures_are_of(state):
     test = {"nll_iw_nats": 84.726, "nll_iw_nats_stderr": 0.2205, "neg_elbo_nats": 87.733, "importance_samples": 10}
     test |= {"test_images": 10000, "binarization_sha256": "81da61c13385"}
     tags = {Tag.COMMIT: "0123456789", Tag.DIRTY: "true", Tag.EXPERIMENT: "crank-pail", Tag.MESSAGE: "why"}
-    tags |= {Tag.REMOTE: "https://example.org/vae", "machine.cpu": "Z", "machine.threads": "2", "machine.device": "cpu"}
+    tags |= {
+        Tag.REMOTE: "https://example.org/vae",
+        "machine.cpu": "Z",
+        "model.precision": "fp32",
+        "machine.device": "cpu",
+    }
     validation = {CHAMPION_METRIC: 88.5, "validation_images": 5000}
     changed = {"model.latent_dim": ("32", "40")}
     text = page.note("latent_dim=40", "f00d", state, tags, changed, test, validation)
     for part in (
         "**latent_dim=40** (experiment crank-pail): why\n\n- ",
         "NLL bound (K=10) **84.73** ± 0.22, neg-ELBO **87.73** ± 0.00. Validation: neg-ELBO **88.50**.",
-        "`mnist`, binarization `dynamic`: 10000 test images (pixels `81da61c1`), 5000 validation images.",
+        "`mnist`, binarization `dynamic`: 10000 test images (pixels\n  `81da61c1`), 5000 validation images.",
         "Differs from the committed params.yaml: `model.latent_dim: 40` (committed: `32`).",
         "Code: 0123456 with changes https://example.org/vae",
         "`make reproduce RUN=f00d`",
-        "Trained on Z, 2 threads, cpu.",
+        "Trained on: Z, cpu, fp32\n",
     ):
         assert part in text, part
     plain = page.note("name", "f00d", state, {Tag.COMMIT: "0", Tag.DIRTY: "false"}, {}, test, validation)
     assert plain.startswith("**name**\n\n")
     assert "Differs from the committed params.yaml: nothing." in plain
-    assert "Trained on" not in plain
+    assert "Trained on: a machine that is not known" in plain
 
 
 def test_the_saved_view_has_the_figures_first_and_pictures_without_parameters():
@@ -172,8 +177,9 @@ def test_the_saved_view_has_the_figures_first_and_pictures_without_parameters():
     assert [card["metricKey"] for card in cards[:4]] == list(page.FIGURES)
     assert cards[-1]["showRunParams"] is False
     assert len({card["uuid"] for card in cards}) == len(cards)
-    sections = {section["uuid"] for section in state["compareRunSections"]}
-    assert {card["metricSectionId"] for card in cards} <= sections
+    sections = {section["uuid"]: section["columns"] for section in state["compareRunSections"]}
+    assert sections == {"figures": 3, "pictures": 1}
+    assert {card["metricSectionId"] for card in cards} == set(sections)
     unchanged = json.loads(json.loads(page.view([], []))["state"])["compareRunCharts"]
     assert "PARALLEL" not in {card["type"] for card in unchanged}
 

@@ -50,13 +50,9 @@ def check_free(host: str, port: str) -> None:
         except PermissionError as error:
             raise InputError(f"PORT={port}: only root may use it; PORT=5001 make ui") from error
         except OSError as error:
-            if answers(host, int(port)):
-                raise InputError(
-                    f"another program uses port {port} (AirPlay uses 5000 on macOS); PORT=5001 make ui"
-                ) from error
-            raise InputError(
-                f"HOST={host}: no address of this machine; make ui HOST={EVERY} takes all of them"
-            ) from error
+            wrong = f"HOST={host}: no address of this machine; make ui HOST={EVERY} takes all of them"
+            busy = f"another program uses port {port} (AirPlay uses 5000 on macOS); PORT=5001 make ui"
+            raise InputError(busy if answers(host, int(port)) else wrong) from error
 
 
 def answers(host: str, port: int) -> bool:

@@ -19,30 +19,24 @@ TRAINING, VALIDATION, TEST = "training", "validation", "test"  # contexts of MLf
 BUNDLED = (
     "https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits"  # what scikit-learn bundles
 )
-BYTE = np.dtype(np.uint8)
-SCHEMA = TensorDatasetSchema(
-    Schema([TensorSpec(BYTE, (-1, idx.SIDE, idx.SIDE), "images")]), Schema([TensorSpec(BYTE, (-1,), "labels")])
-)
+PARTS, BYTE = ("train", "t10k"), np.dtype(np.uint8)
+IMAGES, LABELS = TensorSpec(BYTE, (-1, idx.SIDE, idx.SIDE), "images"), TensorSpec(BYTE, (-1,), "labels")
+SCHEMA = TensorDatasetSchema(Schema([IMAGES]), Schema([LABELS]))
 
 
 def inputs(state: State, validation: int) -> dict[str, DatasetInput]:
     """The three data sets of a state by their context. `validation` is the number of validation images."""
-    train, test = (
-        np.fromfile(state.data / f"{part}-labels-idx1-ubyte", np.uint8, offset=idx.HEADER["labels"].size)
-        for part in ("train", "t10k")
-    )
-    split = {TRAINING: train[:-validation], VALIDATION: train[-validation:], TEST: test}
-    return {name: _input(state, name, labels) for name, labels in split.items()}
-
-
-def _input(state: State, context: str, labels: np.ndarray) -> DatasetInput:
-    digest = hashlib.sha256(f"{state.data_sha256} {context} {len(labels)}".encode()).hexdigest()[:16]
-    classes, counts = np.unique(labels, return_counts=True)
-    profile = {"num_rows": len(labels), "classes": dict(zip(map(str, classes), counts.tolist(), strict=True))}
-    kind, source = source_of(state.config.data)
-    described = [json.dumps(part) for part in (source, SCHEMA.to_dict(), profile)]
-    name = f"{state.config.data.name}-{context}"
-    return DatasetInput(Dataset(name, digest, kind, *described), [InputTag("mlflow.data.context", context)])
+    offset, found = idx.HEADER["labels"].size, {}
+    train, test = (np.fromfile(state.data / f"{part}-labels-idx1-ubyte", np.uint8, -1, "", offset) for part in PARTS)
+    for context, labels in ((TRAINING, train[:-validation]), (VALIDATION, train[-validation:]), (TEST, test)):
+        classes, counts = np.unique(labels, return_counts=True)
+        profile = {"num_rows": len(labels), "classes": dict(zip(map(str, classes), counts.tolist(), strict=True))}
+        digest = hashlib.sha256(f"{state.data_sha256} {context} {len(labels)}".encode()).hexdigest()[:16]
+        kind, source = source_of(state.config.data)
+        described = [json.dumps(part) for part in (source, SCHEMA.to_dict(), profile)]
+        data = Dataset(f"{state.config.data.name}-{context}", digest, kind, *described)
+        found[context] = DatasetInput(data, [InputTag("mlflow.data.context", context)])
+    return found
 
 
 def tested(run: Run) -> Dataset | None:

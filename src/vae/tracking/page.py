@@ -26,12 +26,7 @@ VIEW_TAG, SHOWN_TAG = f"mlflow.sharedViewState.{VIEW}", "vae.shown"
 FIGURES = (CHAMPION_METRIC, "nll_iw_nats", "neg_elbo_nats", "frechet_binary")  # the first columns and cards
 ALWAYS = ("data.name", "data.binarization")  # columns
 MOST_WORDS, MOST_SHOWN = 4, 12  # changed parameters in the name of a run, and columns or pictures in the view
-SECTIONS = {
-    "figures": "Which model is best",
-    "pictures": "Pictures",
-    "rest": "Model metrics",
-    "system": "System metrics",
-}
+SECTIONS = {"figures": ("Which model is best", 3), "pictures": ("Pictures", 1)}  # title, and cards in a row
 LINE = {"lineSmoothness": 0, "useGlobalLineSmoothing": True, "useGlobalXaxisKey": True, "xAxisKey": "step"}
 ABOUT = (
     "Each run is one state of the DVC pipeline: parameters, data, curves, figures, pictures and model. Choose models "
@@ -102,54 +97,40 @@ def remote(root: Path) -> str:
     return text if re.fullmatch(r"[\w.-]+@[\w.-]+:[\w./~-]+", text) else ""
 
 
-def note(
-    name: str, run_id: str, state: State, tags: dict[str, str], changed: Changed, test: dict, validation: dict
-) -> str:
-    """The description of a run in Markdown: its figures, and what they are of; its changes, and how to repeat it."""
+def note(name: str, run_id: str, state: State, tags: dict[str, str], changed: Changed, test: dict, best: dict) -> str:
+    """The description of a run in Markdown: its figures, and what they are of; its changes, and how to repeat it.
+    `test` and `best` are the contents of metrics/evaluation.json and metrics/validation.json."""
     data, experiment, message = state.config.data, tags.get(Tag.EXPERIMENT, name), tags.get(Tag.MESSAGE)
     labels = {"nll_iw_nats": f"NLL bound (K={test.get('importance_samples')})", "neg_elbo_nats": "neg-ELBO"}
-    figures = [
-        f"{label} **{test[key]:.2f}** ± {test.get(f'{key}_stderr', 0):.2f}"
-        for key, label in labels.items()
-        if key in test
-    ]
+    errors = {key: test.get(f"{key}_stderr", 0) for key in labels}
+    figures = [f"{label} **{test[key]:.2f}** ± {errors[key]:.2f}" for key, label in labels.items() if key in test]
     differs = ", ".join(f"`{name}: {new}` (committed: `{old}`)" for name, (old, new) in changed.items())
-    lines = [
-        f"Test, nats per image: {', '.join(figures)}. Validation: neg-ELBO **{validation[CHAMPION_METRIC]:.2f}**.",
-        f"Measured on `{data.name}`, binarization `{data.binarization}`: {test.get('test_images')} test images (pixels "
-        f"`{test.get('binarization_sha256', '')[:8]}`), {validation['validation_images']} validation images. Nats of "
-        "another data set, binarization or split do not compare.",
-        f"Differs from the committed params.yaml: {differs or 'nothing'}.",
-        f"Code: {tags[Tag.COMMIT][:7]}{' with changes' * (tags[Tag.DIRTY] == 'true')} {tags.get(Tag.REMOTE, '')}",
-        f"Run it again: `make reproduce RUN={run_id}`",
-    ]
-    if "machine.cpu" in tags:
-        lines.append(f"Trained on {tags['machine.cpu']}, {tags['machine.threads']} threads, {tags['machine.device']}.")
-    title = (
-        f"**{name}**{f' (experiment {experiment})' if experiment != name else ''}{f': {message}' if message else ''}"
-    )
-    return "\n".join([title, "", *(f"- {line}" for line in lines)])
+    machine = [tags[key] for key in ("machine.cpu", "machine.device", "model.precision") if "machine.cpu" in tags]
+    title = f"**{name}**{f' (experiment {experiment})' * (experiment != name)}{f': {message}' if message else ''}\n"
+    return f"""{title}
+- Test, nats per image: {", ".join(figures)}. Validation: neg-ELBO **{best[CHAMPION_METRIC]:.2f}**.
+- Measured on `{data.name}`, binarization `{data.binarization}`: {test.get("test_images")} test images (pixels
+  `{test.get("binarization_sha256", "")[:8]}`), {best["validation_images"]} validation images. Nats of another data
+  set, binarization or split do not compare.
+- Differs from the committed params.yaml: {differs or "nothing"}.
+- Code: {tags[Tag.COMMIT][:7]}{" with changes" * (tags[Tag.DIRTY] == "true")} {tags.get(Tag.REMOTE, "")}
+- Trained on: {", ".join(machine) or "a machine that is not known, because the model came from the cache"}
+- Run it again: `make reproduce RUN={run_id}`
+"""
 
 
 def describe(store: Store, changed: Changed | None = None, pictures: list[str] | None = None) -> str:
-    """Gives the experiment its kind, its description and the saved view, if they are missing. New columns and pictures
-    are added to the view. Returns the part of the UI's address that opens the experiment with this view."""
+    """Gives the experiment its kind, description and saved view, if they are missing, and the view its new columns and
+    pictures. Returns the part of the UI's address that opens the experiment with this view."""
     tags, identity = store.experiment.tags, store.experiment.experiment_id
-    old = json.loads(tags.get(SHOWN_TAG, '{"params": [], "pictures": []}'))
-    new = {}
-    for part, names in (("params", [*(changed or {})]), ("pictures", pictures or [])):
-        new[part] = old[part] + [name for name in names if name not in old[part] and name not in ALWAYS]
-        new[part] = new[part][-MOST_SHOWN:]
-    wanted = {
-        "mlflow.experimentKind": "custom_model_development",
-        "mlflow.experiment.primaryMetric.name": CHAMPION_METRIC,
-        "mlflow.experiment.primaryMetric.greaterIsBetter": "False",
-        "mlflow.note.content": ABOUT,
-        VIEW_TAG: view(**new),
-        SHOWN_TAG: json.dumps(new),
-    }
-    for name, value in wanted.items():
-        if name not in tags or (new != old and name in (VIEW_TAG, SHOWN_TAG)):
+    old: list[list[str]] = json.loads(tags.get(SHOWN_TAG, "[[], []]"))
+    wanted = [name for name in changed or {} if name not in ALWAYS], pictures or []
+    new = [list(dict.fromkeys([*had, *names]))[-MOST_SHOWN:] for had, names in zip(old, wanted, strict=True)]
+    metric = "mlflow.experiment.primaryMetric"
+    fixed = {"mlflow.experimentKind": "custom_model_development", "mlflow.note.content": ABOUT}
+    fixed |= {f"{metric}.name": CHAMPION_METRIC, f"{metric}.greaterIsBetter": "False"}
+    for name, value in (fixed | {VIEW_TAG: view(*new), SHOWN_TAG: json.dumps(new)}).items():
+        if name not in tags or (new != old and name not in fixed):
             store.set_experiment_tag(identity, name, value)
     return f"#/experiments/{identity}/runs?workflowType=machine_learning&viewStateShareKey={VIEW}"
 
@@ -157,37 +138,21 @@ def describe(store: Store, changed: Changed | None = None, pictures: list[str] |
 def view(params: list[str], pictures: list[str]) -> str:
     """The saved view, as MLflow's UI writes it: the columns of the list, and the cards of the charts in their order."""
     columns = [f"metrics.`{name}`" for name in FIGURES] + [f"params.`{name}`" for name in (*ALWAYS, *params)]
-    axes = {
-        axis: {"key": key, "type": "METRIC"} for axis, key in (("xaxis", "rate_nats"), ("yaxis", "distortion_nats"))
-    }
-    cards: list[dict[str, Any]] = [
-        {"type": "BAR", "metricKey": name} | ({"type": "LINE", **LINE} if name == CHAMPION_METRIC else {})
-        for name in FIGURES
+    best, *others = FIGURES
+    cards: list[dict[str, Any]] = [{"type": "LINE", "metricKey": best, **LINE}]
+    cards += [{"type": "BAR", "metricKey": name} for name in others]
+    cards += [{"type": "SCATTER", "xaxis": {"key": "rate_nats"}, "yaxis": {"key": "distortion_nats"}}]
+    cards += [{"type": "PARALLEL", "selectedParams": params, "selectedMetrics": [best]}] if params else []
+    cards += [{"type": "IMAGE", "imageKeys": [name], "step": 0, "showRunParams": False} for name in pictures]
+    for number, card in enumerate(cards):
+        card |= {"uuid": str(number), "metricSectionId": "pictures" if card["type"] == "IMAGE" else "figures"}
+        card["runsCountToCompare"] = 10
+    sections = [
+        {"uuid": part, "name": name, "display": True, "isReordered": True, "columns": columns}
+        for part, (name, columns) in SECTIONS.items()
     ]
-    cards += [{"type": "SCATTER", **axes}]
-    cards += [{"type": "PARALLEL", "selectedParams": params, "selectedMetrics": [CHAMPION_METRIC]}] if params else []
-    shown = [{"type": "IMAGE", "imageKeys": [name], "step": 0, "showRunParams": False} for name in pictures]
-    placed = [(card, "figures") for card in cards] + [(card, "pictures") for card in shown]
-    state = {
-        "orderByKey": columns[0],
-        "orderByAsc": True,
-        "selectedColumns": [*columns, "attributes.`Duration`"],
-        "columnOrder": columns,
-        "compareRunCharts": [
-            {"uuid": f"{VIEW}-{number}", "metricSectionId": section, "runsCountToCompare": 10, **card}
-            for number, (card, section) in enumerate(placed)
-        ],
-        "compareRunSections": [
-            {
-                "uuid": part,
-                "name": name,
-                "display": True,
-                "isReordered": True,
-                "columns": 1 if part == "pictures" else 3,
-            }
-            for part, name in SECTIONS.items()
-        ],
-        "isAccordionReordered": True,
-    }
+    state = {"orderByKey": columns[0], "orderByAsc": True, "columnOrder": columns}
+    state |= {"selectedColumns": [*columns, "attributes.`Duration`"], "isAccordionReordered": True}
+    state |= {"compareRunCharts": cards, "compareRunSections": sections}
     now = int(time.time() * 1000)
     return json.dumps({"name": VIEW, "createdAt": now, "updatedAt": now, "state": json.dumps(state)})
