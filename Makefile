@@ -81,8 +81,8 @@ audit: setup  ## look for known vulnerabilities of the packages in requirements.
 deps: setup  ## write the imports of each stage into the deps of dvc.yaml and quality/dvc.yaml
 	@python tools/deps.py dvc.yaml quality/dvc.yaml
 
-ui: setup  ## the MLflow UI on the project's store
-	@python tools/ui.py params.yaml "$${PORT:-5000}"
+ui: setup  ## the MLflow UI on the project's store; PORT=5001, HOST=0.0.0.0 (for other machines), OPEN=1 (a browser)
+	@python tools/ui.py params.yaml "$(if $(filter command,$(firstword $(origin HOST))),$(HOST),127.0.0.1)" "$${PORT:-5000}" --open "$(OPEN)"
 
 server: .venv/scale  ## an MLflow server for a team, on the database in MLFLOW_BACKEND_STORE_URI; AUTH=1: with users
 	@python tools/server.py $(if $(AUTH),--auth)

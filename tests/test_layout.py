@@ -26,8 +26,8 @@ RULES = {
     "runtime": ({"errors", "idx", "runtime"}, {"filelock", "numpy", "PIL", "psutil", "requests", "sklearn", "torch"}),
     "serving": (CORE | {"serving"}, {"torch", "mlflow", "numpy", "PIL", "pydantic"}),
     "tracking": (
-        {"params", "errors", "runtime", "evaluation.plots", "tracking"},
-        {"mlflow", "dvc", "filelock", "numpy", "PIL", "safetensors", "sqlalchemy", "yaml"},
+        {"params", "errors", "idx", "runtime", "evaluation.plots", "tracking"},
+        {"mlflow", "dvc", "filelock", "numpy", "PIL", "psutil", "safetensors", "sqlalchemy", "yaml"},
     ),
 }
 RULES["runtime"][1].update({"tqdm", "urllib3"})

@@ -1,5 +1,6 @@
 """Registered models: which version is the champion."""
 
+import json
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -7,6 +8,7 @@ import pytest
 from mlflow import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS
 
+from vae import params
 from vae.tracking import registry
 
 
@@ -19,6 +21,8 @@ class Registry:
         self.versions: list[SimpleNamespace] = []
         self.now = 1_000_000_000  # milliseconds
         self.before_moving: list[Callable[[], None]] = []  # what another machine does before the alias moves
+        self.links: dict[str, list[dict[str, str]]] = {}  # the versions by the id of the logged model
+        self.weights: dict[str, str] = {}  # the hash of the model by the id of the run
 
     def search_registered_models(self, condition):
         return [name for name in self.models if condition == f"name = '{name}'"]
@@ -43,11 +47,21 @@ class Registry:
             version=str(number),
             tags=tags,
             model_id=model_id,
-            about=description,
             creation_timestamp=self.now,
+            description=description,
         )
         self.versions.append(made)
         return made
+
+    def find(self, tags):
+        (sha,) = tags.values()
+        return [SimpleNamespace(info=SimpleNamespace(run_id=run)) for run, own in self.weights.items() if own == sha]
+
+    def set_logged_model_tags(self, model_id, tags):
+        self.links[model_id] = json.loads(tags["mlflow.modelVersions"])
+
+    def set_model_version_tag(self, name, version, key, value):
+        self.get_model_version(name, version).tags[key] = value
 
     def get_model_version(self, name, version):
         return next(item for item in self.versions if (item.name, item.version) == (name, version))
@@ -74,10 +88,14 @@ def client():
 def add(client, small):
     """Registers the model of a run, and returns the version of the champion."""
 
-    def register(run_id: str, value: float, split: str = "100 images of 0a", **data: object) -> str:
-        config = small(data={"name": "mnist", "binarization": "dynamic"} | data)
-        registry.register(client, config, run_id, f"models:/m-of-{run_id}", value, split)
-        return client.models[registry.registered_name(config)]["champion"]
+    def register(
+        run_id: str, value: float, split: str = "100 images of 0a", weights: str = "", uri: str = "", **data: object
+    ) -> str:
+        name = registry.registered_name(params.leaves(small(data={"name": "mnist", "binarization": "dynamic"} | data)))
+        scored = {registry.CHAMPION_METRIC: repr(value), registry.SPLIT: split}
+        weights = client.weights[run_id] = weights or run_id
+        registry.register(client, name, run_id, uri or f"models:/m-of-{run_id}", scored, weights, f"Note of {run_id}.")
+        return client.models[name]["champion"]
 
     return register
 
@@ -131,6 +149,32 @@ def test_a_champion_that_was_chosen_by_hand_stays(add, client, capsys):
     assert "it was chosen by hand" in capsys.readouterr().out
 
 
+def test_a_version_says_why_it_is_or_is_not_the_champion(add, client):
+    for run, value in (("a", 90.0), ("b", 91.0), ("c", 89.0)):
+        add(run, value)
+    add("d", 1.0, split="200 images of 0a")
+    assert [item.tags["verdict"] for item in client.versions] == [
+        "it was the champion until version 3 with 89.00",
+        "it is not better than the champion, version 1 with 90.00",
+        "it is the new champion, better than version 1 with 90.00",
+        "not compared with the champion (version 3): it was scored on other validation images",
+    ]
+    assert "Note of c." in client.versions[2].description
+    assert "mlflow models serve -m models:/m-of-c" in client.versions[2].description
+    assert client.links["m-of-c"] == [{"name": "vae-mnist", "version": "3"}]
+
+
+def test_a_model_has_one_version_in_however_many_runs_it_is(add, client, capsys):
+    """A change of `evaluate.*` alone gives another run of the same weights."""
+    add("a", 90.0)
+    assert add("b", 90.0, weights="a") == "1"
+    assert "vae-mnist version 1 has these weights already" in capsys.readouterr().out
+    assert [item.run_id for item in client.versions] == ["a"]
+    assert registry.versions_of(client, "vae-mnist", "b", "a") == client.versions
+    client.lost = {"models:/m-of-a"}
+    assert add("b", 90.0, weights="a") == "2"
+
+
 def test_a_champion_that_cannot_be_loaded_is_none(add, client, capsys):
     """The best of the others takes its place, before the new model is compared with it."""
     for run, value in (("a", 90.0), ("b", 91.0), ("c", 92.0)):
@@ -164,11 +208,10 @@ def test_a_champion_from_elsewhere_is_not_judged(add, client):
     assert registry.lost_champion(client, "vae-mnist") is None
 
 
-def test_a_model_that_was_logged_again_is_a_new_version(add, client, small):
+def test_a_model_that_was_logged_again_is_a_new_version(add, client):
     add("a", 90.0)
-    config = small(data={"name": "mnist", "binarization": "dynamic"})
     client.lost = {"models:/m-of-a"}
-    registry.register(client, config, "a", "models:/m-again", 90.0, "100 images of 0a")
+    add("a", 90.0, uri="models:/m-again")
     assert [item.source for item in client.versions] == ["models:/m-of-a", "models:/m-again"]
     assert client.models["vae-mnist"] == {"champion": "2"}
 
@@ -216,8 +259,10 @@ def test_a_model_that_is_registered_again_takes_the_place_of_its_older_version(a
     client.models[name]["shown"] = "2"
     registry.register_again(client, client.versions[:1], "models:/mended")
     new = client.versions[-1]
+    assert new.description.endswith("\nNote of a.")
+    assert new.description.count("mlflow models serve -m models:/mended") == 1
     assert (new.version, new.run_id, new.tags, new.model_id) == ("3", "a", client.versions[0].tags, "mended")
-    assert "`logvar`" in new.about
+    assert "`logvar`" in new.description
     assert client.models[name] == {"champion": "3", "shown": "2"}
     assert "version 3" in capsys.readouterr().out
     registry.register_again(client, client.versions[1:2], "models:/other")

@@ -5,29 +5,76 @@ from vae.runtime import command, repository
 import os
 import socket
 import sys
+import time
+import webbrowser
 from pathlib import Path
+
+import psutil
 
 from vae.errors import InputError
 from vae.params import load
+from vae.tracking import page
 from vae.tracking.address import SERVERS, shown
 from vae.tracking.store import Store
 
+EVERY, LOCAL = "0.0.0.0", ("127.0.0.1", "localhost")
 
-def main(params: Path, port: str) -> None:
-    if not port.isdigit() or int(port) > 65535:
-        raise InputError(f"PORT={port}: not a port; PORT=5001 make ui")
-    with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", int(port))) == 0:
-            raise InputError(f"another program uses port {port} (AirPlay uses 5000 on macOS); PORT=5001 make ui")
-    experiment = load(params).track.experiment
-    store = Store(repository.main_repository(), experiment)  # created, or made to find its files after a move
+
+def main(params: Path, host: str, port: str, *, open: str) -> None:
+    check_free(host, port)
+    store = Store(repository.main_repository(), load(params).track.experiment)  # created, or made to find moved files
+    path = page.describe(store)
     if store.uri.startswith(SERVERS):
-        raise InputError(f"the UI of this store is at {shown(store.uri)}")
-    print(f"MLflow UI: http://127.0.0.1:{port}  (choose Model training at the top left, then {experiment})", flush=True)
+        raise InputError(f"the UI of this store is at {shown(store.uri)}/{path}")
+    here = socket.gethostname() if host == EVERY else host
+    print(f"MLflow UI: http://{here}:{port}/{path}", flush=True)
+    if open and os.fork() == 0:
+        for _ in range(600):  # at most two minutes
+            time.sleep(0.2 * (not answers(LOCAL[0] if host == EVERY else host, int(port))))
+        webbrowser.open(f"http://{here}:{port}/{path}")
+        os._exit(0)
     # The address is a variable, because everyone on the machine can read the arguments of a process.
     settings = {"MLFLOW_BACKEND_STORE_URI": store.uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    server = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", port, "--workers", "1"]
-    os.execve(sys.executable, server, os.environ | settings)
+    server = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", port, "--workers", "1"]
+    os.execve(sys.executable, server, allowed(host, port) | os.environ | settings)
+
+
+def check_free(host: str, port: str) -> None:
+    """Raises InputError if no server can listen at this address."""
+    if not port.isdigit() or not 0 < int(port) < 65536:
+        raise InputError(f"PORT={port}: not a port; PORT=5001 make ui")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, int(port)))
+        except PermissionError as error:
+            raise InputError(f"PORT={port}: only root may use it; PORT=5001 make ui") from error
+        except OSError as error:
+            wrong = f"HOST={host}: no address of this machine; make ui HOST={EVERY} takes all of them"
+            busy = f"another program uses port {port} (AirPlay uses 5000 on macOS); PORT=5001 make ui"
+            raise InputError(busy if answers(host, int(port)) else wrong) from error
+
+
+def answers(host: str, port: int) -> bool:
+    """Whether a program listens at this address."""
+    with socket.socket() as probe:
+        try:
+            return probe.connect_ex((host, port)) == 0
+        except OSError:  # a name that is no address
+            return False
+
+
+def allowed(host: str, port: str) -> dict[str, str]:
+    """The names of this machine to which MLflow's server answers: by default only those of the machine itself."""
+    names = {host}
+    if host == EVERY:
+        addresses = (item.address for items in psutil.net_if_addrs().values() for item in items)
+        names = {socket.gethostname(), socket.getfqdn(), *(address for address in addresses if "." in address)}
+    names |= set(LOCAL)
+    return {
+        "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(sorted(f"{name}{end}" for name in names for end in ("", f":{port}"))),
+        "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": ",".join(sorted(f"http://{name}:{port}" for name in names)),
+    }
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ _PART = r"[A-Za-z0-9][A-Za-z0-9._@+-]*"
 PathName = Annotated[str, Field(pattern=rf"^/?{_PART}(/{_PART})*$", max_length=250)]
 _SHORT = Repr()  # in messages, because anchors in a small file can stand for a huge tree
 _SHORT.maxlevel, _SHORT.maxstring = 2, 100
+TagName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=100)]  # MLflow's and ours have a dot
+TagText = Annotated[str, Field(min_length=1, max_length=500)]
 
 
 class Section(BaseModel):
@@ -107,6 +109,7 @@ class Annealing(Section):
 class Track(Section):
     experiment: PathName
     registered_model: Name
+    tags: Annotated[dict[TagName, TagText], Field(max_length=20)]
 
 
 class Classifier(Section):

@@ -311,7 +311,8 @@ class Project:
         artifacts = {item.path for item in self.client.list_artifacts(run_id)}
         assert {"params.yaml", "dvc.yaml", "dvc.lock", "working-tree.diff", "hashes.json", "images"} <= artifacts
         assert {"samples_grid", "plots_reconstructions"} <= {key for key, _ in self.pictures(run_id)}
-        assert [entry.dataset.name for entry in run.inputs.dataset_inputs] == [leaves["data.name"]]
+        data = {f"{leaves['data.name']}-{part}" for part in ("training", "validation", "test")}
+        assert {entry.dataset.name for entry in run.inputs.dataset_inputs} == data
         assert len(run.outputs.model_outputs) == 1
         assert run.data.tags["git.commit"] in self.run("git", "rev-list", "HEAD").stdout.split()
         with tempfile.TemporaryDirectory() as folder:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from tests.pipeline.project import CURVE, LIMIT_SECONDS, ROOT, TINY, server
 from vae import params
-from vae.tracking.registry import register
+from vae.tracking.registry import register, registered_name
 from vae.tracking.store import Store
 
 pytestmark = pytest.mark.pipeline
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.pipeline
 def test_model_is_served_and_outlives_bad_requests(project):
     """`mlflow models serve`: every task works, wrong requests get an error 4xx, and the model holds no pickle."""
     run = project.recorded()
-    command = ["mlflow", "models", "serve", "-m", f"runs:/{run}/model", "--env-manager", "local"]
+    command = ["mlflow", "models", "serve", "-m", f"runs:/{run}/digits-conv-flow", "--env-manager", "local"]
 
     def post(*requests_):
         url = f"{address}/invocations"
@@ -187,6 +187,7 @@ def test_a_mended_server_reaches_an_old_model(project):
     assert mlflow.pyfunc.load_model("models:/vae-digits@champion").predict(request) == mended.predict(request)
     first, second = (project.client.get_model_version("vae-digits", version) for version in "12")
     assert (first.tags, first.run_id) == (second.tags, second.run_id)
+    assert project.client.get_run(run).data.tags["mlflow.note.content"] in second.description
     stored = [
         model.artifact_location
         for model in project.client.search_logged_models([project.client.get_run(run).info.experiment_id])
@@ -211,7 +212,8 @@ def test_the_champion_is_the_best_on_the_validation_split(project):
 
     def champion_after(run_id, split, value) -> int:
         """The version of the champion after a model with this value has been registered."""
-        register(store, config, run_id, first.source, value, split)
+        scored = {CURVE: repr(value), "validation_split": split}
+        register(store, registered_name(params.leaves(config)), run_id, first.source, scored, run_id, "")
         return int(client.get_model_version_by_alias(name, "champion").version)
 
     split = first.tags["validation_split"]

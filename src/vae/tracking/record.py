@@ -1,23 +1,24 @@
 """The record of a state: everything that is logged to its MLflow run."""
 
 from vae.runtime import repository
-from vae.runtime.files import files_below, read_json, sha256
+from vae.runtime.files import read_json, sha256
 
 import json
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Run
+from mlflow.entities import Dataset, Metric, Run
 from PIL import Image
 from safetensors import safe_open
 
 from vae.errors import InputError
-from vae.params import NOT_IN_PIPELINE, leaves, load, parse
-from vae.tracking import registry, servable, worktree
+from vae.params import NOT_IN_PIPELINE, leaves, load
+from vae.tracking import datasets, page, registry, servable, worktree
 from vae.tracking.address import shown, store_errors
 from vae.tracking.changes import Changes, uncommitted_changes
 from vae.tracking.state import State, dependencies, read_curves
@@ -25,6 +26,7 @@ from vae.tracking.store import CHAMPION_METRIC, SOURCE, Store, Tag, experiment_n
 
 IMAGES = "validation_images"
 FINAL_STEP = 0  # of test metrics and pictures, because the UI compares runs at equal steps
+SCHEMA = "2"  # of the record. 1: no tag, no note, one data set, figures of runs alone
 
 
 def record(state: State, root: Path) -> str:
@@ -38,60 +40,81 @@ def record(state: State, root: Path) -> str:
         finished = [run for run in store.find({Tag.KEY: state.key}) if run.info.status == "FINISHED"]
         for run in finished:
             if not (lost := store.lost(run)):
-                add_experiment(store, run)
+                add_experiment(store, run, state.config.track.tags)
                 store.discard_live(state.model_sha256)
                 return run.info.run_id
             print(f"MLflow run {run.info.run_id} has lost {', '.join(lost[:3])}{' and more' * (len(lost) > 3)}")
         return _write(store, state, finished)
 
 
-def add_experiment(store: Store, run: Run) -> None:
-    """Adds the name of the present DVC experiment, which reached the same state."""
+def add_experiment(store: Store, run: Run, tags: dict[str, str]) -> None:
+    """Adds the name of the present DVC experiment, which reached the same state, and the user's tags."""
     if name := os.environ.get("DVC_EXP_NAME"):
-        store.set_tags(run.info.run_id, {Tag.EXPERIMENTS: ",".join(sorted(experiment_names(run) | {name}))})
+        tags = tags | {Tag.EXPERIMENTS: ",".join(sorted(experiment_names(run) | {name}))}
+    store.set_tags(run.info.run_id, tags)
 
 
 def _write(store: Store, state: State, damaged: list[Run]) -> str:
     """Completes a run of this state that has lost files, or the open run of this model's training, or a new one.
     Continues an interrupted attempt without logging anything twice."""
     config, changes = state.config, uncommitted_changes(state.outputs, dependencies(Path("dvc.lock")))
-    name = os.environ.get("DVC_EXP_NAME") or f"{config.data.name}-{state.key[:7]}"
+    changed, (started, message) = page.changed_params(state.params), page.dvc_command()
+    name = page.run_name(state, changed)
     if damaged:
         found, name = damaged[0], damaged[0].info.run_name
         if Tag.QUALITY in found.data.tags:
             store.delete_tag(found.info.run_id, Tag.QUALITY)  # `track_quality` must add its files again
     else:
-        found = store.to_complete(state.model_sha256, state.key) or store.create_run(store.experiment.experiment_id)
+        opened = store.to_complete(state.model_sha256, state.key)
+        found = opened or store.create_run(store.experiment.experiment_id, started)
     mlflow.set_tracking_uri(store.uri)
     tags = {Tag.PENDING: state.key, Tag.PLACE: repository.address(store.root)}
     with mlflow.start_run(found.info.run_id, run_name=name, tags=tags) as run:
         run_id = run.info.run_id
         store.update_run(run_id, name=name)
-        curves, stored = read_curves(state.curves), store.epochs(run_id)
         used = {name: value for name, value in leaves(config).items() if name.partition(".")[0] not in NOT_IN_PIPELINE}
         store.log_params(run_id, used)
-        store.log_metrics(run_id, [row for row in curves if row[0] not in stored])
         evaluation, validation = read_json(state.evaluation), read_json(state.validation)
+        data = datasets.inputs(state, validation[IMAGES])
+        store.log_inputs(run_id, list(data.values()))
+        # Before the metrics, because MLflow asks for the history of each metric that a run has when it logs a model.
+        uri = store.model_of(run) or servable.log_model(run_id, state.model, used)
+        curves, stored = read_curves(state.curves), store.epochs(run_id)
+        store.log_metrics(run_id, [row for row in curves if row[0] not in stored])
+        now, logged = int(time.time() * 1000), run.data.metrics
+        last = max(store.get_metric_history(run_id, CHAMPION_METRIC), key=lambda point: point.step)
+        used_images = [Metric(IMAGES, validation[IMAGES], now, FINAL_STEP)] if IMAGES not in logged else []
+        rate(store, run_id, uri, data[datasets.VALIDATION].dataset, [last, *used_images])
         final = {name: float(value) for name, value in evaluation.items() if not isinstance(value, str)}
-        final[IMAGES] = validation[IMAGES]
-        store.log_metrics(run_id, [(FINAL_STEP, final)] if not final.keys() & run.data.metrics.keys() else [])
-        store.log_inputs(run_id, [dataset_input(state)])
+        points = [Metric(name, value, now, FINAL_STEP) for name, value in final.items() if name not in logged]
+        rate(store, run_id, uri, data[datasets.TEST].dataset, points)
         log_files(store, run_id, state, changes)
-        uri = store.model_of(run) or servable.log_model(run_id, state.model)
+        tags = provenance(state, message, store.root, dirty=bool(changes.diff))
+        text = page.note(name, run_id, state, found.data.tags | tags, changed, evaluation, validation)
         split = registry.split_name(validation[IMAGES], state.data_sha256)
-        registry.register(store, config, run_id, uri, validation[CHAMPION_METRIC], split)
-        add_experiment(store, found)
-        store.set_tags(run_id, provenance(state, dirty=bool(changes.diff)))  # last, because the key marks a whole run
+        scored = {CHAMPION_METRIC: repr(validation[CHAMPION_METRIC]), registry.SPLIT: split}
+        scored |= {name: repr(value) for name, value in final.items() if name in page.FIGURES}
+        registry.register(store, registry.registered_name(used), run_id, uri, scored, state.model_sha256, text)
+        page.describe(store, changed, pictures=[key for key, _ in pictures(state)])
+        add_experiment(store, found, config.track.tags)
+        store.set_tags(run_id, tags | {"mlflow.note.content": text})  # last, because the key marks a whole run
         store.delete_tag(run_id, Tag.PENDING)
     store.discard_live(state.model_sha256)  # a run of the same training that a repeated request created
     return run_id
 
 
-def provenance(state: State, dirty: bool) -> dict[str, str]:
+def rate(store: Store, run_id: str, uri: str, data: Dataset, figures: list[Metric]) -> None:
+    """Logs figures of a run that are figures of its model too, with the data set that they are of."""
+    parts = ((item.key, item.value, item.timestamp, item.step) for item in figures if item.value == item.value)
+    store.log_batch(run_id, [Metric(*part, uri.rpartition("/")[2], data.name, data.digest, run_id) for part in parts])
+
+
+def provenance(state: State, message: str, root: Path, dirty: bool) -> dict[str, str]:
     """The tags that link a run to git, to DVC, and to its files."""
     commit = worktree.head()
     tags = {
         Tag.KEY: state.key,
+        Tag.SCHEMA: SCHEMA,
         Tag.MODEL: state.model_sha256,
         Tag.DATA: state.data_sha256,
         Tag.COMMIT: commit,
@@ -100,6 +123,8 @@ def provenance(state: State, dirty: bool) -> dict[str, str]:
         "mlflow.source.name": SOURCE,
         Tag.EXPERIMENT: os.environ.get("DVC_EXP_NAME", ""),
         **trained_on(state.model),
+        Tag.MESSAGE: message,
+        Tag.REMOTE: page.remote(root),
         Tag.BASELINE: os.environ.get("DVC_EXP_BASELINE_REV", ""),
     }
     return {name: value for name, value in tags.items() if value}
@@ -112,13 +137,10 @@ def trained_on(model: Path) -> dict[str, str]:
     return {f"model.{name}": value for name, value in described.get("trained", {}).items()}
 
 
-def dataset_input(state: State) -> DatasetInput:
-    """The data set, for the run's page in MLflow."""
-    source = json.dumps({"files": [path.name for path in files_below(state.data)]})
-    return DatasetInput(
-        Dataset(name=state.config.data.name, digest=state.data_sha256[:16], source_type="local", source=source),
-        [InputTag("mlflow.data.context", "train")],
-    )
+def pictures(state: State) -> list[tuple[str, Path]]:
+    """The pictures of a state, with the keys under which the UI compares them. The keys are the same in each run."""
+    folders = (state.samples, state.plots)
+    return [(f"{folder.name}_{path.stem}", path) for folder in folders for path in sorted(folder.rglob("*.png"))]
 
 
 def log_files(client: MlflowClient, run_id: str, state: State, changes: Changes) -> None:
@@ -126,10 +148,9 @@ def log_files(client: MlflowClient, run_id: str, state: State, changes: Changes)
     shown = {Path(item.path).name for item in client.list_artifacts(run_id, "images")}
     for folder in (state.plots, state.samples):
         client.log_artifacts(run_id, str(folder), folder.name)
-        for picture in sorted(folder.rglob("*.png")):
-            key = f"{folder.name}_{picture.stem}"  # the same in each run
-            if not any(name.startswith(key) for name in shown):
-                log_picture(client, run_id, key, picture)
+    for key, picture in pictures(state):
+        if not any(name.startswith(key) for name in shown):
+            log_picture(client, run_id, key, picture)
     for path in (state.model, state.curves, state.validation, state.evaluation):
         client.log_artifact(run_id, str(path), path.parent.name)
     for path in (state.params, Path("dvc.yaml"), Path("dvc.lock")):
@@ -166,7 +187,12 @@ def record_quality(params: Path, quality: Path, picture: Path, root: Path) -> li
         for run in runs:
             if run.data.tags.get(Tag.QUALITY) != digest:
                 run_id = run.info.run_id
-                store.log_metrics(run_id, [(FINAL_STEP, figures)])
+                if (data := datasets.tested(run)) and (uri := store.model_of(run)):
+                    now = int(time.time() * 1000)
+                    points = [Metric(name, value, now, FINAL_STEP) for name, value in figures.items()]
+                    rate(store, run_id, uri, data, points)
+                else:  # a run of schema 1
+                    store.log_metrics(run_id, [(FINAL_STEP, figures)])
                 store.log_artifact(run_id, str(quality), quality.parent.name)
                 log_picture(store, run_id, f"quality_{picture.stem}", picture)
                 store.set_tags(run_id, {Tag.QUALITY: digest})  # last, because it marks that the quality is whole
@@ -180,15 +206,15 @@ def record_serving(params: Path, run_id: str, root: Path) -> None:
     store = Store(root, load(params).track.experiment)
     with store_errors(store.uri), store_lock(root), tempfile.TemporaryDirectory() as scratch:
         tags = store.run_tags(run_id, Tag.KEY, Tag.MODEL, Tag.DATA)
-        hashes, text = store.recorded(run_id, "hashes.json", "params.yaml")
-        name = next(name for name, digest in json.loads(hashes).items() if digest == tags[Tag.MODEL])
-        servable.check(model := Path(store.download_artifacts(run_id, name, scratch)))
+        run, (hashes,) = store.get_run(run_id), store.recorded(run_id, "hashes.json")
+        file = next(name for name, digest in json.loads(hashes).items() if digest == tags[Tag.MODEL])
+        servable.check(model := Path(store.download_artifacts(run_id, file, scratch)))
         mlflow.set_tracking_uri(store.uri)
         mlflow.set_experiment(experiment_id=store.experiment.experiment_id)
-        uri = servable.log_model(run_id, model)
-        if versions := store.search_model_versions(f"run_id = '{run_id}'"):
+        uri, name = servable.log_model(run_id, model, run.data.params), registry.registered_name(run.data.params)
+        if versions := registry.versions_of(store, name, run_id, tags[Tag.MODEL]):
             registry.register_again(store, versions, uri)
         else:
-            config, metrics = parse(text, Path(f"{run_id}/params.yaml")), store.get_run(run_id).data.metrics
-            split = registry.split_name(int(metrics[IMAGES]), tags[Tag.DATA])
-            registry.register(store, config, run_id, uri, metrics[CHAMPION_METRIC], split)
+            split = registry.split_name(int(run.data.metrics[IMAGES]), tags[Tag.DATA])
+            scored = {CHAMPION_METRIC: repr(run.data.metrics[CHAMPION_METRIC]), registry.SPLIT: split}
+            registry.register(store, name, run_id, uri, scored, tags[Tag.MODEL], tags.get("mlflow.note.content", ""))

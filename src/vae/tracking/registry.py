@@ -1,21 +1,25 @@
 """The registered models: one for each data set and kind of pixels, and which version is the champion."""
 
+import json
+from collections.abc import Mapping
+from typing import Any
+
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
-from vae.params import Params
 from vae.tracking import servable
 from vae.tracking.address import made_by_another
-from vae.tracking.store import CHAMPION_METRIC, Store
+from vae.tracking.store import CHAMPION_METRIC, Store, Tag
 
-CHAMPION, SPLIT = "champion", "validation_split"
+CHAMPION, SPLIT, VERDICT = "champion", "validation_split", "verdict"
 SAME_TIME = 600_000  # milliseconds in which a machine compares a version with the champion, after it registered it
 
 
-def registered_name(config: Params) -> str:
-    """The registered model: one for each data set and binarization, because nats of different pixels do not compare."""
-    name = f"{config.track.registered_model}-{config.data.name}"
-    return f"{name}-grey" if config.data.binarization == "none" else name
+def registered_name(params: Mapping[str, Any]) -> str:
+    """The registered model: one for each data set and binarization, because nats of different pixels do not compare.
+    `params` are parameters by their full names."""
+    name = f"{params['track.registered_model']}-{params['data.name']}"
+    return f"{name}-grey" if params["data.binarization"] == "none" else name
 
 
 def split_name(images: int, data_sha256: str) -> str:
@@ -23,20 +27,28 @@ def split_name(images: int, data_sha256: str) -> str:
     return f"{images} images of {data_sha256[:16]}"
 
 
-def register(store: Store, config: Params, run_id: str, uri: str, value: float, split: str) -> None:
-    """Registers the model of a run. It becomes the champion if it beats the present one on the same validation images.
-    `split` is the `split_name` of these images. A champion that cannot be loaded is none."""
-    name = registered_name(config)
+def versions_of(store: Store, name: str, run_id: str, model_sha256: str) -> list[ModelVersion]:
+    """The versions of a registered model with these weights, of this run or of another state of the same model."""
+    runs = {run_id, *(run.info.run_id for run in store.find({Tag.MODEL: model_sha256}))}
+    return [version for version in store.search_model_versions(f"name = '{name}'") if version.run_id in runs]
+
+
+def register(
+    store: Store, name: str, run_id: str, uri: str, scored: dict[str, str], model_sha256: str, note: str
+) -> None:
+    """Registers the model of a run, unless a version has its weights already. It becomes the champion if it beats the
+    present one on the same validation images. `scored` has its value, and the `split_name` of these images. The note
+    of the run becomes a part of the description. A champion that cannot be loaded is none."""
     if not store.search_registered_models(f"name = '{name}'"):
         with made_by_another():
             store.create_registered_model(name)
-    present = store.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
-    scored = {CHAMPION_METRIC: repr(value), SPLIT: split}
-    registered = [version for version in present if version.source == uri]
-    new = registered[0] if registered else create_version(store, name, uri, run_id, scored)
+    same = [
+        item for item in versions_of(store, name, run_id, model_sha256) if item.source == uri or _loads(store, item)
+    ]
+    new = same[0] if same else create_version(store, name, uri, run_id, scored, note)
     if lost := lost_champion(store, name):
         print(f"{name} version {lost.version}, the champion, cannot be loaded; {replace_champion(store, lost)}")
-    champion = store.get_registered_model(name).aliases.get(CHAMPION)
+    champion, value = store.get_registered_model(name).aliases.get(CHAMPION), float(scored[CHAMPION_METRIC])
     tags, better = store.get_model_version(name, champion).tags if champion else {}, champion is None
     if champion is None:
         verdict = "it is the first champion"
@@ -44,16 +56,23 @@ def register(store: Store, config: Params, run_id: str, uri: str, value: float, 
         verdict = "it is the champion"
     elif CHAMPION_METRIC not in tags:
         verdict = f"not compared with the champion (version {champion}): it was chosen by hand"
-    elif tags.get(SPLIT) != split:
+    elif tags.get(SPLIT) != scored[SPLIT]:
         verdict = f"not compared with the champion (version {champion}): it was scored on other validation images"
     else:
         best = float(tags[CHAMPION_METRIC])
         better = value < best
         compared = "the new champion, better than" if better else "not better than the champion,"
         verdict = f"it is {compared} version {champion} with {best:.2f}"
-    if better and (other := crown(store, new, split)).version != new.version:
-        verdict = f"version {other.version} with {other.tags[CHAMPION_METRIC]}, of the same time, is the champion"
-    print(f"registered {name} version {new.version}: {CHAMPION_METRIC} {value:.2f}; {verdict}")
+    if better:
+        other = crown(store, new, scored[SPLIT])
+        if other.version != new.version:
+            verdict = f"version {other.version} with {other.tags[CHAMPION_METRIC]}, of the same time, is the champion"
+        elif champion is not None:
+            lost_to = f"it was the champion until version {new.version} with {value:.2f}"
+            store.set_model_version_tag(name, champion, VERDICT, lost_to)
+    store.set_model_version_tag(name, new.version, VERDICT, verdict)
+    done = "has these weights already:" if same else "is registered:"
+    print(f"{name} version {new.version} {done} {CHAMPION_METRIC} {value:.2f}; {verdict}")
 
 
 def crown(store: Store, new: ModelVersion, split: str) -> ModelVersion:
@@ -98,16 +117,25 @@ def _loads(store: Store, version: ModelVersion) -> bool:
     return not source.startswith("models:/m-") or store.loads(source)
 
 
-def create_version(client: MlflowClient, name: str, uri: str, run_id: str | None, tags: dict[str, str]) -> ModelVersion:
+def create_version(
+    client: MlflowClient, name: str, uri: str, run_id: str | None, tags: dict[str, str], note: str
+) -> ModelVersion:
     """Registers a logged model under a name."""
     model_id = uri.rpartition("/")[2]  # an MLflow server requires model_id; a database does not
-    return client.create_model_version(name, uri, run_id, tags, model_id=model_id, description=servable.DESCRIPTION)
+    about = f"{servable.DESCRIPTION}\n{servable.CALL.format(uri=uri)}\n{note}"
+    new = client.create_model_version(name, uri, run_id, tags, model_id=model_id, description=about)
+    link = json.dumps(
+        [{"name": name, "version": new.version}]
+    )  # for the Models page, as `mlflow.register_model` has it
+    client.set_logged_model_tags(model_id, {"mlflow.modelVersions": link})
+    return new
 
 
 def register_again(client: MlflowClient, versions: list[ModelVersion], uri: str) -> None:
     """Registers the model of a run that has these versions once more. The new version takes their tags and aliases."""
     last, numbers = max(versions, key=lambda item: int(item.version)), {str(item.version) for item in versions}
-    new = create_version(client, last.name, uri, last.run_id, last.tags)
+    note = (last.description or "").rpartition(servable.CALL[-4:])[2].strip()
+    new = create_version(client, last.name, uri, last.run_id, last.tags, note)
     present = client.get_registered_model(last.name).aliases
     aliases = [alias for alias, number in present.items() if str(number) in numbers]
     for alias in aliases:

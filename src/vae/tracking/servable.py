@@ -5,7 +5,7 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from importlib.metadata import version
@@ -26,6 +26,13 @@ DESCRIPTION = (
     "Answers the tasks `generate`, `decode` and `reconstruct` with `images` (784 grey values in [0, 1], row by row) or "
     "`png`, and `encode` with `mu` and `logvar`: the mean and the log of the variance of each latent, in q(z|x)."
 )
+CALL = """
+```
+mlflow models serve -m {uri} --env-manager local --port 5001
+curl -s http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' \\
+  -d '{{"inputs": [{{"task": "generate", "n": 1, "format": "png"}}]}}'
+```
+"""
 
 
 def requirements() -> list[str]:
@@ -94,10 +101,12 @@ def packed(model: Path) -> Iterator[dict[str, Any]]:
         }
 
 
-def log_model(run_id: str, model: Path) -> str:
-    """Logs the servable model with its signature, input example and pinned requirements. Returns its URI."""
+def log_model(run_id: str, model: Path, params: Mapping[str, Any]) -> str:
+    """Logs the servable model with its signature, input example and pinned requirements. Returns its URI.
+    Its name says data set, architecture and prior."""
+    name = "-".join(params[key] for key in ("data.name", "model.architecture", "model.prior"))
     with packed(model) as options:
-        logged = Model.log(None, Servable, name="model", flavor_name="pyfunc", run_id=run_id, **options)
+        logged = Model.log(None, Servable, name=name, flavor_name="pyfunc", run_id=run_id, **options)
         return logged.model_uri
 
 

@@ -68,6 +68,9 @@ class Tag:
     EXPERIMENT = "dvc.experiment"  # the name under which the state was first reached
     EXPERIMENTS = "dvc.experiments"  # all names under which it was reached, separated by commas
     BASELINE = "dvc.baseline"  # the commit from which the experiment started
+    MESSAGE = "dvc.message"  # given with `dvc exp run -m`
+    REMOTE = "mlflow.source.git.repoURL"  # without name and password
+    SCHEMA = "vae.schema"  # of the record; runs of version 1 have no such tag
 
 
 def store_lock(root: Path) -> FileLock:
