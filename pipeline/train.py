@@ -26,9 +26,6 @@ Records = list[training.Record]
 
 
 def main(config_path: Path, data_folder: Path, *, model: Path, curves: Path, validation: Path, run: Path) -> None:
-    # Training opens an MLflow run that only `track` completes. Deleting its output makes DVC run `track`, even if
-    # training reproduces the locked results.
-    run.unlink(missing_ok=True)
     config = params.load(config_path)
     where = device.setup(config.train)
     print(device.explain(config.train.precision, where), flush=True)
@@ -46,6 +43,9 @@ def main(config_path: Path, data_folder: Path, *, model: Path, curves: Path, val
             resume(state, None)
             list(training.fit(state, *split, config.data.binarization))
             return
+        # Training opens an MLflow run that only `track` completes. Deleting its output makes DVC run `track`, even if
+        # training reproduces the locked results.
+        run.unlink(missing_ok=True)
         root, here = repository.main_repository(), machine.describe(config.train.threads, where.type)
         trained = {"device": where.type, "precision": state.precision}
         if parallel.count() > 1:
@@ -88,7 +88,7 @@ def run_epochs(
     epochs = training.fit(state, *split, config.data.binarization)
     with progress.Bar(state.schedule.epochs, state.schedule.relative_cost) as bar:
         while state.epoch < state.schedule.epochs:
-            with cores.turn(config.train.threads):
+            with cores.turn(max(config.train.threads, parallel.local()[1])):
                 started = time.monotonic()
                 state.after_step = bar.start(state.epoch)
                 record = next(epochs)

@@ -86,8 +86,8 @@ def _parser(main: Callable[..., None]) -> argparse.ArgumentParser:
 
 
 def _fail(message: str) -> NoReturn:
-    """One line on stderr, and exit code 1. Under torchrun the line goes into the file that torchrun has for it. Otherwise
-    all processes would print it."""
+    """One line on stderr, and exit code 1. Under torchrun all processes would print it, so each writes it into the file
+    that torchrun reads."""
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         Path(file).write_text(json.dumps({"message": message, "timestamp": int(time.time())}))
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""Training in several processes: if TORCHRUN has options of PyTorch's torchrun, a script starts itself under torchrun."""
+"""Training in several processes: if TORCHRUN has options of PyTorch's torchrun, a script starts itself under it."""
 
 import contextlib
 import ctypes
@@ -45,7 +45,8 @@ def _run(options: str, logs: str) -> int | str:
 
     try:
         with contextlib.redirect_stderr(io.StringIO()) as usage:
-            arguments = run.parse_args(["--log-dir", logs, *shlex.split(options), *sys.argv])
+            arguments = run.parse_args(["--log-dir", logs, *shlex.split(options), sys.argv[0]])
+        arguments.training_script_args = sys.argv[1:]  # not parsed above, because torchrun has options of its own
         run.run(arguments)
     except ChildFailedError as error:
         return f"error: {_reason(error.failures)}"
@@ -60,7 +61,7 @@ def _run(options: str, logs: str) -> int | str:
 
 
 def _reason(failures: dict[int, Any]) -> str:
-    """Why the training has failed: the first of torchrun's failures, by the number of the process. Others follow from it.
+    """The first of torchrun's failures, from which the others follow. They are given by the number of the process.
     Processes can miss a killed one before torchrun does."""
 
     def order(number: int) -> tuple[int, bool]:
