@@ -7,7 +7,7 @@ from contextlib import suppress
 import psutil
 import pytest
 
-from tests.pipeline.project import EPOCHS, command_line, wait_for
+from tests.pipeline.project import command_line, wait_for
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.scale]
 
@@ -47,7 +47,6 @@ def test_killed_process_ends_the_run_and_the_next_start_gives_the_same_bits(proj
 
     assert "resuming after epoch 1" in project.train("killed", TORCHRUN=TWO).ended()
     assert project.runs().keys() - before.keys() == {run}  # the same run goes on
-    assert project.epochs(run) == list(range(1, EPOCHS + 1))
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
