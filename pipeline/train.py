@@ -1,8 +1,10 @@
 """Stage `train`: fits the VAE, sends each epoch to MLflow while it runs, and resumes after a kill."""
 
-from vae.runtime import command, live
+from vae.runtime import command, live, processes
 
-OBSERVER = live.start()  # before the imports below, so that mlflow is imported there while torch is imported here
+processes.launch()
+# Before the imports below, so that mlflow is imported there while torch is imported here.
+OBSERVER = live.start() if processes.is_first() else None
 
 from vae.runtime import checkpoint, cores, files, machine, memory, progress, repository
 
@@ -10,10 +12,12 @@ import sys
 import time
 from dataclasses import asdict, astuple
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from vae import data, device, footprint, params, streams, training
+from vae import data, device, footprint, parallel, params, streams, training
+from vae.errors import InputError
 from vae.model import VAE
 from vae.model import save as save_model
 
@@ -22,9 +26,6 @@ Records = list[training.Record]
 
 
 def main(config_path: Path, data_folder: Path, *, model: Path, curves: Path, validation: Path, run: Path) -> None:
-    # Training opens an MLflow run that only `track` completes. Deleting its output makes DVC run `track`, even if
-    # training reproduces the locked results.
-    run.unlink(missing_ok=True)
     config = params.load(config_path)
     where = device.setup(config.train)
     print(device.explain(config.train.precision, where), flush=True)
@@ -33,26 +34,46 @@ def main(config_path: Path, data_folder: Path, *, model: Path, curves: Path, val
     if (used := len(split[1])) < config.data.validation:
         print(f"data.validation: {used} images, at most a fifth of {len(images)}, instead of {config.data.validation}")
     footprint.check(config, split[0], memory.free_bytes(where.type))
-    state = training.start(config, split[0])
-
     sections = config.model_dump_json(include=set(params.TRAINING))
-    key = checkpoint.training_key(sections, [*data_folder.iterdir(), Path(__file__)])
-    root, here = repository.main_repository(), machine.describe(config.train.threads, where.type)
-    with checkpoint.checkpoint(root, key) as saved, memory.noted(saved.path.with_suffix(".memory")):
-        with live.follow(OBSERVER, config_path, root, key, saved.own, here) as feed:
-            records = run_epochs(state, split, config, saved, feed)
-            files.write_csv(curves, training.COLUMNS, map(astuple, records))
-            # The figure by which sweeps are sorted, and the images that it is measured on.
-            files.write_json(
-                validation, {"val_neg_elbo_nats": records[-1].val_neg_elbo_nats, "validation_images": used}
-            )
-            save_model(state.model, model, device=where.type, precision=state.precision)
-            feed.trained()
-        saved.finish(model)  # when nothing can fail any more
+    key = checkpoint.training_key(f"{sections}\n{where.type}", [*data_folder.iterdir(), Path(__file__)])
+    with parallel.group(where, config.train.batch_size):
+        if parallel.of_first(key) != key:
+            raise InputError(f"process {parallel.rank()} has other params, data, code or torch than process 0")
+        state = training.start(config, split[0])
+        if parallel.rank():
+            resume(state, None)
+            list(training.fit(state, *split, config.data.binarization))
+            return
+        # Training opens an MLflow run that only `track` completes. Deleting its output makes DVC run `track`, even if
+        # training reproduces the locked results.
+        run.unlink(missing_ok=True)
+        root, here = repository.main_repository(), machine.describe(config.train.threads, where.type)
+        trained = {"device": where.type, "precision": state.precision}
+        if parallel.count() > 1:
+            trained["processes"] = here["machine.processes"] = str(parallel.count())
+        with checkpoint.checkpoint(root, key) as saved, memory.noted(saved.path.with_suffix(".memory")):
+            with live.follow(OBSERVER, config_path, root, key, saved.own, here) as feed:
+                records = run_epochs(state, split, config, saved, feed)
+                files.write_csv(curves, training.COLUMNS, map(astuple, records))
+                # The figure by which sweeps are sorted, and the images that it is measured on.
+                files.write_json(
+                    validation, {"val_neg_elbo_nats": records[-1].val_neg_elbo_nats, "validation_images": used}
+                )
+                save_model(state.model, model, **trained)
+                feed.trained()
+            saved.finish(model)  # when nothing can fail any more
     last = records[-1]
     print(f"validation neg-ELBO {last.val_neg_elbo_nats:.2f} nats, training {last.train_neg_elbo_nats:.2f}")
     if complaint := training.collapse(last):
         print(f"warning: {complaint}", file=sys.stderr)
+
+
+def resume(state: training.Fit, saved: dict[str, Any] | None) -> Records:
+    """Puts all processes into the saved state of the first, and returns its records."""
+    if not (saved := parallel.of_first(saved)):
+        return []
+    state.load_state_dict(saved["fit"])
+    return [training.Record(*row) for row in saved["records"]]
 
 
 def run_epochs(
@@ -63,15 +84,12 @@ def run_epochs(
     feed: live.Feed,
 ) -> Records:
     """Trains the epochs that the checkpoint lacks. Saves and sends each, and returns the records of all epochs."""
-    records: Records = []
-    if resumed := saved.load():
-        state.load_state_dict(resumed["fit"])
-        records = [training.Record(*row) for row in resumed["records"]]
+    if records := resume(state, saved.load()):
         print(f"resuming after epoch {state.epoch}")
     epochs = training.fit(state, *split, config.data.binarization)
     with progress.Bar(state.schedule.epochs, state.schedule.relative_cost) as bar:
         while state.epoch < state.schedule.epochs:
-            with cores.turn(config.train.threads):
+            with cores.turn(max(config.train.threads, parallel.local()[1])):
                 started = time.monotonic()
                 state.after_step = bar.start(state.epoch)
                 record = next(epochs)

@@ -18,7 +18,7 @@ from vae.prior import StandardNormal
 
 command.ask_local_servers_directly()  # also if the user has a proxy, tests reach the servers that they start
 # The user's settings of git change no test. A hook of git, or a shell, may have set variables that lead git elsewhere.
-for name in [name for name in os.environ if name.startswith("GIT_")]:
+for name in [name for name in os.environ if name.startswith(("GIT_", "TORCHRUN"))]:
     del os.environ[name]
 os.environ |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull, "GIT_CONFIG_COUNT": "1"}
 os.environ |= {"GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"}  # the files may be of another owner

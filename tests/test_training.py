@@ -15,6 +15,7 @@ from vae import augmentation, data, model, objective, optimizers, training
 from vae.errors import InputError
 from vae.evaluation import metrics
 from vae.idx import PIXELS
+from vae.schedule import Step
 
 SIZE = 300  # images of the bitwise tests: four batches of 64 and one of 44
 STILL = {  # rates so low that no weight changes
@@ -184,7 +185,7 @@ def test_initial_bias(small, digits):
 
 
 def test_sections_in_the_key_of_a_checkpoint(script, small, digits_folder, tmp_path, monkeypatch):
-    """A killed training is not resumed if one of these sections has changed."""
+    """A killed training is not resumed if one of these sections, or the kind of device, has changed."""
 
     def stop(sections, _files):
         raise InputError(sections)
@@ -194,7 +195,9 @@ def test_sections_in_the_key_of_a_checkpoint(script, small, digits_folder, tmp_p
     none = tmp_path / "none"
     with pytest.raises(InputError) as caught:
         script.main(tmp_path, digits_folder, model=none, curves=none, validation=none, run=none)
-    assert json.loads(str(caught.value)).keys() == {"data", "model", "train"}
+    read, device = str(caught.value).splitlines()
+    assert json.loads(read).keys() == {"data", "model", "train"}
+    assert device == "cpu"
 
 
 def test_records(start):
@@ -371,7 +374,7 @@ def test_gradients_in_parts_sum_to_the_gradient_of_the_batch(start, monkeypatch)
     for at_once in (2048, 40):
         monkeypatch.setattr(training, "DECODED_AT_ONCE", at_once)
         fit.model.zero_grad(set_to_none=True)
-        terms = fit._gradients(x, 1.0, 4)
+        terms = fit._gradients(x, Step(1.0, 1.0, samples=4))
         found.append(
             [terms, *(p.grad.clone() for p in [*fit.model.decode.parameters(), *fit.model.prior.parameters()])]
         )

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from vae import parallel
 from vae.errors import InputError
 from vae.params import Train
 
@@ -15,8 +16,10 @@ CUDA_BF16 = 8  # the first major compute capability with bf16 (NVIDIA Ampere)
 
 def setup(config: Train) -> torch.device:
     """Sets the threads, and makes a GPU repeat its bits. Returns the device: `auto` is CUDA if there is one, else CPU.
-    Raises InputError if the named device or the instruction set is not on this machine."""
-    torch.set_num_threads(config.threads)
+    Processes that train together share the threads of their machine out, and each has a GPU of its own.
+    Raises InputError if the named device, the instruction set or enough GPUs are not on this machine."""
+    number, processes = parallel.local()
+    torch.set_num_threads(max(1, config.threads // processes))
     if config.instructions == "avx2" and torch.backends.cpu.get_cpu_capability() != "AVX2":
         raise InputError("params.yaml: train.instructions: this CPU has no AVX2; use native")
     name = config.device
@@ -24,10 +27,15 @@ def setup(config: Train) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("params.yaml: train.device: no cuda device on this machine; use auto or cpu")
-    if name == "cuda":
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
-    return torch.device(name)
+    if name == "cpu":
+        return torch.device(name)
+    if processes > (gpus := torch.cuda.device_count()):
+        raise InputError(f"TORCHRUN: {processes} processes, but this machine has {gpus} GPUs; start one for each GPU")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = False  # fp32 is float32, in convolutions too
+    torch.cuda.set_device(number)
+    return torch.device(name, number)
 
 
 def native_bf16(device: torch.device) -> str:

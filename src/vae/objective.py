@@ -9,6 +9,7 @@ from torch import Tensor
 from vae.model import VAE
 from vae.prior import LOG_2PI
 
+Noise = torch.Generator | Tensor  # where standard normal numbers come from, or the numbers
 GROUP = 16  # pixels whose sigmoids are multiplied before the logarithm is taken
 
 
@@ -44,19 +45,20 @@ def gaussian_log_prob(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
     return -0.5 * (LOG_2PI + logvar + (z - mu).square() * torch.exp(-logvar)).sum(dim=-1)
 
 
-def sample_posterior(mu: Tensor, logvar: Tensor, generator: torch.Generator) -> Tensor:
+def sample_posterior(mu: Tensor, logvar: Tensor, noise: Noise) -> Tensor:
     """z = mu + e^(logvar / 2) eps, the reparameterized sample of q(z|x) (Kingma & Welling 2014). (B, D) -> (B, D)."""
-    eps = torch.randn(mu.shape, generator=generator, device=mu.device, dtype=mu.dtype)  # (B, D)
-    return mu + torch.exp(0.5 * logvar) * eps
+    if isinstance(noise, torch.Generator):
+        noise = torch.randn(mu.shape, generator=noise, device=mu.device, dtype=mu.dtype)  # (B, D)
+    return mu + torch.exp(0.5 * logvar) * noise
 
 
-def elbo_terms(model: VAE, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def elbo_terms(model: VAE, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
     """The two parts of ELBO(x) = -(rate + distortion) from one sample z ~ q(z|x) (Kingma & Welling 2014, eq. 3).
     rate = log q(z|x) - log p(z), distortion = -log p(x|z). If the prior is the standard normal, the rate is the closed
     form KL(q(z|x) || p(z)), which has the same mean and less noise.
     Shapes: x (B, P) -> (B,), (B,)."""
     mu, logvar = model.encode(x)  # (B, D), (B, D)
-    z = sample_posterior(mu, logvar, generator)  # (B, D)
+    z = sample_posterior(mu, logvar, noise)  # (B, D)
     distortion = -bernoulli_log_prob(x, model.decode(z))  # (B,)
     rate = model.prior.kl(mu, logvar)  # (B,), or None if there is no closed form
     if rate is None:
@@ -65,7 +67,7 @@ def elbo_terms(model: VAE, x: Tensor, generator: torch.Generator) -> tuple[Tenso
 
 
 def importance_weighted_loss(
-    model: VAE, x: Tensor, samples: int, beta: float, generator: torch.Generator
+    model: VAE, x: Tensor, samples: int, beta: float, noise: Noise
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A loss with the gradient of -log (1/K) sum_k w_k, doubly reparameterized (Tucker et al. 2019, eq. 8).
     Let v_k = w_k / sum_j w_j. The decoder and the prior get sum_k v_k d log w_k. The encoder gets, through z alone,
@@ -73,25 +75,25 @@ def importance_weighted_loss(
     the factor v_k^2 for any beta: this is its gradient if beta is 1, and a shorter step while beta rises.
     Returns the loss, and the mean rate and distortion of the same samples, which are the parts of the ELBO.
     Shapes: x (B, P) -> (B,), (B,), (B,)."""
-    z, rate, distortion = log_weights(model, x, model.encode(x), samples, generator)
+    z, rate, distortion = log_weights(model, x, model.encode(x), samples, noise)
     log_w = -(beta * rate + distortion)
     share = torch.softmax(log_w.detach(), dim=1)  # (B, K)
     z.register_hook(lambda gradient: share[..., None] * gradient)
     return -(share * log_w).sum(dim=1), rate.mean(dim=1), distortion.mean(dim=1)
 
 
-def prior_rate(model: VAE, x: Tensor, samples: int, generator: torch.Generator) -> Tensor:
+def prior_rate(model: VAE, x: Tensor, samples: int, noise: Noise) -> Tensor:
     """log q(z|x) - log p(z), the mean over K samples, with a gradient in the prior alone.
     Its optimum is the aggregate posterior E_x q(z|x) (Tomczak & Welling 2018, eq. 5).
     Shapes: x (B, P) -> (B,)."""
     with torch.no_grad():
         mu, logvar = (part[:, None].expand(-1, samples, -1) for part in model.encode(x))  # (B, K, D)
-        z = sample_posterior(mu, logvar, generator)  # (B, K, D)
+        z = sample_posterior(mu, logvar, noise)  # (B, K, D)
     return (gaussian_log_prob(z, mu, logvar) - model.prior.log_prob(z)).mean(dim=1)
 
 
 def log_weights(
-    model: VAE, x: Tensor, posterior: tuple[Tensor, Tensor], samples: int, generator: torch.Generator
+    model: VAE, x: Tensor, posterior: tuple[Tensor, Tensor], samples: int, noise: Noise
 ) -> tuple[Tensor, Tensor, Tensor]:
     """K samples z of each image, and the parts of log w = log p(x|z) + log p(z) - log q(z|x) (Burda et al. 2016).
     `posterior` is `model.encode(x)`, so that a caller that takes the samples in parts encodes the images once. The
@@ -99,7 +101,7 @@ def log_weights(
     Returns z, rate and distortion, with log w = -(rate + distortion).
     Shapes: x (B, P), posterior (B, D), (B, D) -> (B, K, D), (B, K), (B, K)."""
     mu, logvar = (part[:, None].expand(-1, samples, -1) for part in posterior)  # (B, K, D)
-    z = sample_posterior(mu, logvar, generator)  # (B, K, D)
+    z = sample_posterior(mu, logvar, noise)  # (B, K, D)
     distortion = -bernoulli_log_prob(x[:, None], model.decode(z))  # (B, K)
     rate = gaussian_log_prob(z, mu.detach(), logvar.detach()) - model.prior.log_prob(z)  # (B, K)
     return z, rate, distortion

@@ -3,18 +3,19 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vae import augmentation, data, device, objective, streams
+from vae import augmentation, data, device, objective, parallel, streams
 from vae.errors import InputError
 from vae.model import VAE
 from vae.optimizers import Adam, Muon, Optimizer
 from vae.params import Params, Train
 from vae.prior import Flow
-from vae.schedule import Schedule
+from vae.schedule import Schedule, Step
 from vae.streams import Purpose
 
 COLUMNS = ("epoch", "train_neg_elbo_nats", "val_neg_elbo_nats", "rate_nats", "distortion_nats", "lr")
@@ -64,9 +65,11 @@ def validate(model: VAE, grey: Tensor, binarization: str) -> float:
     pixels, noise = (streams.stream(VALIDATION_SEED, name, grey.device) for name in VALIDATION_STREAMS)
     total = 0.0
     for batch in grey.split(VALIDATION_BATCH):
-        rate, distortion = objective.elbo_terms(model, inputs(batch, binarization, pixels), noise)
+        eps = torch.randn(len(batch), model.config.latent_dim, generator=noise, device=grey.device)
+        x = parallel.share(inputs(batch, binarization, pixels))
+        rate, distortion = objective.elbo_terms(model, x, parallel.share(eps))
         total += (rate + distortion).sum(dtype=torch.float64).item()
-    return total / len(grey)
+    return parallel.total(torch.tensor(total, dtype=torch.float64, device=grey.device)).item() / len(grey)
 
 
 @torch.no_grad()
@@ -75,6 +78,27 @@ def start_at_mean(model: VAE, train: Tensor) -> None:
     Shapes: train (N, P) uint8."""
     mean = train.float().mean(dim=0) / 255  # (P,)
     model.decode.bias.copy_(torch.logit(mean, eps=1e-3))  # eps, because some pixels are always black
+
+
+class Loss(nn.Module):
+    """The loss of a step. It is a module, because torch follows the calls of a module to sum its gradients."""
+
+    def __init__(self, model: VAE) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, noise: Tensor, now: Step) -> tuple[Tensor, list[Tensor]]:
+        """The loss of each image, then its rate and distortion, or its rate alone if the prior is trained alone.
+        Shapes: x (B, P), noise (B, K, D) -> (B,), (B,) each."""
+        if now.prior_alone:
+            loss = objective.prior_rate(self.model, x, now.samples, noise)
+            return loss, [loss.detach()]
+        if now.samples > 1:
+            loss, *terms = objective.importance_weighted_loss(self.model, x, now.samples, now.beta, noise)
+        else:
+            terms = list(objective.elbo_terms(self.model, x, noise[:, 0]))
+            loss = now.beta * terms[0] + terms[1]
+        return loss, [term.detach() for term in terms]
 
 
 class Fit:
@@ -88,6 +112,7 @@ class Fit:
         self.device = next(model.parameters()).device
         self.precision = device.precision(config.precision, self.device)
         self.streams = {name: streams.stream(config.seed, name, self.device) for name in STREAMS}
+        self.loss = parallel.together(Loss(model))
         self.epoch = 0
         self.distortion = math.nan  # of the last epoch that trained the networks
         self.after_step: Callable[[int, int], None] = lambda _step, _steps: None  # called with the step of the epoch
@@ -114,30 +139,22 @@ class Fit:
         for name, generator in self.streams.items():
             generator.set_state(state["streams"][name].cpu())
 
-    def _gradients(self, x: Tensor, beta: float, samples: int) -> Tensor:
-        """Computes the gradients on a batch (B, P). `beta` is the weight of the rate, `samples` the K of the objective.
+    def _gradients(self, x: Tensor, now: Step) -> Tensor:
+        """Computes the gradients on a batch (B, P), or the gradients of the prior alone if the networks are frozen.
         They are summed over parts of the batch, so that memory does not grow with K.
-        Returns the batch's mean rate and distortion, on the device. (2,)."""
-        total = torch.zeros(2, device=x.device)
-        for part in x.split(max(1, DECODED_AT_ONCE // samples)):
-            with device.autocast(self.device, self.precision):
-                noise = self.streams["posterior"]
-                if samples > 1:
-                    loss, rate, distortion = objective.importance_weighted_loss(self.model, part, samples, beta, noise)
-                else:
-                    rate, distortion = objective.elbo_terms(self.model, part, noise)
-                    loss = beta * rate + distortion
-            (loss.sum() / len(x)).backward()
-            total += torch.stack([rate.detach().sum(), distortion.detach().sum()])
+        Returns the share of this process in the batch's mean rate and distortion, or in its mean rate alone.
+        On the device. (2,) or (1,)."""
+        at_once = len(x) if now.prior_alone else max(1, DECODED_AT_ONCE // now.samples)
+        draw = partial(torch.randn, generator=self.streams["posterior"], device=x.device)
+        noise = torch.cat([draw(len(part), now.samples, self.model.config.latent_dim) for part in x.split(at_once)])
+        total = torch.zeros(1 if now.prior_alone else 2, device=x.device)
+        parts = list(zip(*(parallel.share(rows).split(at_once) for rows in (x, noise)), strict=True))
+        for done, part in enumerate(parts, start=1):
+            with device.autocast(self.device, self.precision), parallel.collecting(self.loss, done == len(parts)):
+                loss, terms = self.loss(*part, now)
+            (loss.sum() / (len(x) / parallel.count())).backward()  # processes take the mean of their gradients
+            total += torch.stack([term.sum() for term in terms])
         return total / len(x)
-
-    def _prior_gradients(self, x: Tensor, samples: int) -> Tensor:
-        """Computes the gradients of the prior alone on a batch (B, P), from `samples` samples of each image.
-        Returns the batch's mean rate. (1,)."""
-        with device.autocast(self.device, self.precision):
-            rate = objective.prior_rate(self.model, x, samples, self.streams["posterior"]).mean()
-        rate.backward()
-        return rate.detach()[None]
 
     def _pass(self, train: Tensor, binarization: str) -> tuple[Tensor, float]:
         """Takes a step on every batch of the images.
@@ -151,10 +168,7 @@ class Fit:
             moved = augmentation.augment(train[batch], now.moved, self.streams["augmentation"])
             x = inputs(moved, binarization, self.streams["pixels"])
             self.model.zero_grad(set_to_none=True)
-            if now.prior_alone:
-                terms = self._prior_gradients(x, now.samples)
-            else:
-                terms = self._gradients(x, now.beta, now.samples)
+            terms = self._gradients(x, now)
             if self.config.gradient_clip:
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
             for optimizer in [] if now.prior_alone else self.network_optimizers:
@@ -163,7 +177,7 @@ class Fit:
                 optimizer.step(now.prior_share)
             total = total + terms * len(batch)
             self.after_step(done, len(batches))
-        return total.double() / len(train), steps[-1].network_share
+        return parallel.total(total).double() / len(train), steps[-1].network_share
 
     def run_epoch(self, train: Tensor, validation: Tensor, binarization: str) -> Record:
         """Trains on every image once, then validates.

@@ -76,7 +76,7 @@ def wait_for(condition: Callable, pause: float = 0.05):
 def clean_environment() -> dict[str, str]:
     """The environment of the tests, without the settings that a user has for git, DVC and MLflow.
     It names a proxy that is down, so that a request to a local server fails if it does not go there directly."""
-    own = ("MLFLOW", "DVC", "MNIST", "GIT_", "NO_PROXY", "no_proxy")
+    own = ("MLFLOW", "DVC", "MNIST", "GIT_", "NO_PROXY", "no_proxy", "TORCHRUN")
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith(own)},
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

@@ -57,7 +57,7 @@ class Checkpoint:
         import torch
 
         try:
-            return torch.load(self.path, weights_only=True)
+            return torch.load(self.path, weights_only=True, map_location="cpu")
         except Exception as error:  # noqa: BLE001 (any damaged file means a training from the start)
             reason = str(error).partition("\n")[0]
             print(f"{self.path}: unreadable checkpoint ({reason}); training from the start", file=sys.stderr)

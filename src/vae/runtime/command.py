@@ -8,13 +8,16 @@ import ctypes
 import errno
 import gc
 import inspect
+import json
 import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from vae.errors import InputError
 
@@ -84,6 +87,15 @@ def _parser(main: Callable[..., None]) -> argparse.ArgumentParser:
     return parser
 
 
+def _fail(message: str) -> NoReturn:
+    """One line on stderr, and exit code 1. Under torchrun all processes would print it, so each writes it into the file
+    that torchrun reads."""
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        Path(file).write_text(json.dumps({"message": message, "timestamp": int(time.time())}))
+        sys.exit(1)
+    sys.exit(f"error: {message}")
+
+
 def run(main: Callable[..., None]) -> None:
     """Calls `main` with the arguments of the command line.
     A parameter of type Path or str is a positional argument, or a required option if it is keyword-only.
@@ -95,13 +107,13 @@ def run(main: Callable[..., None]) -> None:
     try:
         main(**arguments)
     except InputError as error:
-        sys.exit(f"error: {error}")
+        _fail(str(error))
     except OSError as error:
         if error.filename is not None:  # an unwritable folder
-            sys.exit(f"error: {error.filename}: {error.strerror}; make sure that it exists and can be written")
+            _fail(f"{error.filename}: {error.strerror}; make sure that it exists and can be written")
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        sys.exit(f"error: {error.strerror}; make room, and start again")
+        _fail(f"{error.strerror}; make room, and start again")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except (MemoryError, RuntimeError) as error:
