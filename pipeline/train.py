@@ -8,6 +8,8 @@ from vae.runtime import checkpoint, cores, files, machine, progress, repository
 
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, astuple
 from pathlib import Path
 
@@ -34,17 +36,18 @@ def main(config_path: Path, data_folder: Path, *, model: Path, curves: Path, val
         print(f"data.validation: {used} images, at most a fifth of {len(images)}, instead of {config.data.validation}")
     state = training.start(config, split[0])
 
+    def write(records: Records) -> None:
+        """Writes the curves, the figure by which sweeps are sorted, and the number of images that it is measured on."""
+        files.write_csv(curves, training.COLUMNS, map(astuple, records))
+        files.write_json(validation, {"val_neg_elbo_nats": records[-1].val_neg_elbo_nats, "validation_images": used})
+
     sections = config.model_dump_json(include=set(params.TRAINING))
     key = checkpoint.training_key(sections, [*data_folder.iterdir(), Path(__file__)])
     root, here = repository.main_repository(), machine.describe(config.train.threads, where.type)
     with checkpoint.checkpoint(root, key) as saved:
         with live.follow(OBSERVER, config_path, root, key, saved.own, here) as feed:
-            records = run_epochs(state, split, config, saved, feed)
-            files.write_csv(curves, training.COLUMNS, map(astuple, records))
-            # The figure by which sweeps are sorted, and the images that it is measured on.
-            files.write_json(
-                validation, {"val_neg_elbo_nats": records[-1].val_neg_elbo_nats, "validation_images": used}
-            )
+            records = run_epochs(state, split, config, saved, feed, write)
+            write(records)
             save_model(state.model, model, device=where.type, precision=state.precision)
             feed.trained()
         saved.finish(model)  # when nothing can fail any more
@@ -60,13 +63,15 @@ def run_epochs(
     config: params.Params,
     saved: checkpoint.Checkpoint,
     feed: live.Feed,
+    write: Callable[[Records], None],
 ) -> Records:
-    """Trains the epochs that the checkpoint lacks. Saves and sends each, and returns the records of all epochs."""
+    """Trains the epochs that the checkpoint lacks. Saves, writes and sends each, and returns the records of all."""
     records: Records = []
     if resumed := saved.load():
         state.load_state_dict(resumed["fit"])
         records = [training.Record(*row) for row in resumed["records"]]
         print(f"resuming after epoch {state.epoch}")
+        write(records)  # DVC has removed the files of the killed training
     epochs = training.fit(state, *split, config.data.binarization)
     with progress.Bar(state.schedule.epochs, state.schedule.relative_cost) as bar:
         while state.epoch < state.schedule.epochs:
@@ -77,6 +82,8 @@ def run_epochs(
                 seconds = time.monotonic() - started
             records.append(record)
             saved.save({"fit": state.state_dict(), "records": [astuple(row) for row in records]})
+            with suppress(OSError):  # a full disk; the end of the training needs it, and says so
+                write(records)
             feed.log(asdict(record), seconds)
             if record.epoch.bit_count() == 1:  # 1, 2, 4, 8, ...: pictures get rarer as training slows down
                 feed.show(record.epoch, digits(state.model, config.train.seed))

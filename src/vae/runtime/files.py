@@ -3,10 +3,12 @@
 import csv
 import hashlib
 import json
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from vae.errors import InputError
 
@@ -42,14 +44,27 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Writes a JSON file, and creates its folder if it is missing."""
+@contextmanager
+def _replaced(path: Path) -> Iterator[TextIO]:
+    """A file that takes the place of `path` at the end of the block, so that a reader never sees half of it.
+    Creates the folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values, indent=2) + "\n")
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("w", newline="") as file:
+            yield file
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Writes a JSON file, whole or not at all."""
+    with _replaced(path) as file:
+        file.write(json.dumps(values, indent=2) + "\n")
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
-    """Writes a CSV file, and creates its folder if it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    """Writes a CSV file, whole or not at all."""
+    with _replaced(path) as file:
         csv.writer(file, lineterminator="\n").writerows([columns, *rows])
