@@ -39,7 +39,7 @@ def main(
     samples, run_id = files.read_json(quality), files.read_json(run)["run_id"]
     store = Store(repository.main_repository(), load(params).track.experiment)
     recorded, present = store.run_tags(run_id, Tag.MODEL)[Tag.MODEL], files.sha256(model)
-    for path, measured in ((quality, samples["model_sha256"]), (run, recorded)):
+    for path, measured in ((quality, samples.get("model_sha256")), (run, recorded)):
         if measured != present:
             raise InputError(
                 f"{path} was measured on another model than {model}; `dvc repro && dvc repro quality/dvc.yaml` first"

@@ -18,6 +18,7 @@ from vae.streams import binarization, stream
 ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, section 5.2
 ERRORS = 3  # standard errors: a figure that is further on the wrong side of its limit is no accident
 ROUNDING_NATS = 1e-3  # of sums in float32
+CURVE = ("importance_samples", "nll_iw_nats", "lower_nats", "upper_nats")  # one standard error below and above
 LEAST_EFFECTIVE = 1.01  # importance samples
 CHUNK = 2048  # images decoded at a time: 6 MB of float32 pixels
 
@@ -26,27 +27,45 @@ def means(values: dict[str, Tensor]) -> dict[str, float]:
     """The mean of each tensor (N,) of one value per image, then all standard errors as `<name>_stderr`."""
     doubles = {name: value.double() for name, value in values.items()}
     return {name: value.mean().item() for name, value in doubles.items()} | {
-        f"{name}_stderr": value.std().item() / math.sqrt(len(value)) for name, value in doubles.items()
+        f"{name}_stderr": errors(value).item() for name, value in doubles.items()
     }
+
+
+def errors(values: Tensor) -> Tensor:
+    """The standard error of the mean over images. Shapes: (N, ...) -> (...)."""
+    return values.std(dim=0) / math.sqrt(len(values))
+
+
+def marks(samples: int) -> list[int]:
+    """The numbers of samples for which the bound is kept: 1, 2, 5, 10, 20, ... and `samples`."""
+    steps = (step * 10**power for power in range(len(str(samples))) for step in (1, 2, 5))
+    return [*(step for step in steps if step < samples), samples]
 
 
 class ImportanceWeights:
     """The sums over k of w and w^2 for B images, kept as logarithms, from log-weights that come in chunks."""
 
-    def __init__(self, images: int, device: torch.device) -> None:
+    def __init__(self, images: int, samples: int, device: torch.device) -> None:
         self.samples = 0
+        self.marks = marks(samples)
+        self.bounds: list[Tensor] = []  # (B,), the bound from the first samples, for each mark
         self.log_sum = torch.full((images,), -math.inf, dtype=torch.float64, device=device)  # (B,)
         self.log_square_sum = self.log_sum.clone()  # (B,)
 
     def add(self, log_w: Tensor) -> None:
         """Shapes: log_w (B, K), float64."""
-        self.samples += log_w.shape[1]
+        before, self.samples = self.samples, self.samples + log_w.shape[1]
+        for mark in self.marks:
+            if before < mark <= self.samples:
+                log_sum = torch.logaddexp(self.log_sum, torch.logsumexp(log_w[:, : mark - before], dim=1))
+                self.bounds.append(math.log(mark) - log_sum)
         self.log_sum = torch.logaddexp(self.log_sum, torch.logsumexp(log_w, dim=1))
         self.log_square_sum = torch.logaddexp(self.log_square_sum, torch.logsumexp(2 * log_w, dim=1))
 
-    def log_mean(self) -> Tensor:
-        """logsumexp_k log w_k - log K. Its mean is a lower bound on log E[w] (Burda et al. 2016, eq. 8). (B,)."""
-        return self.log_sum - math.log(self.samples)
+    def nll(self) -> Tensor:
+        """-(logsumexp_k log w_k - log K) from the first K samples, for K in `marks(samples)` (Burda et al. 2016, eq. 8).
+        The last column has all samples. (B, M)."""
+        return torch.stack(self.bounds, dim=1)
 
     def effective_sample_size(self) -> Tensor:
         """(sum_k w_k)^2 / sum_k w_k^2: K for equal weights, 1 if one outweighs the rest (Kong 1992). (B,)."""
@@ -60,6 +79,7 @@ class Bounds(NamedTuple):
     distortion: Tensor
     nll: Tensor
     effective_sample_size: Tensor
+    curve: Tensor  # nll from the first samples, for each of `marks(K)`. (B, M)
 
 
 @torch.no_grad()
@@ -67,9 +87,9 @@ def bounds(model: VAE, x: Tensor, samples: int, generator: torch.Generator) -> B
     """Rate, distortion and the importance-weighted bound of each image, from the same K samples.
     nll = -(logsumexp_k log w_k - log K) (Burda et al. 2016, eq. 8). The samples of an image come in chunks, and only
     running sums are kept.
-    Shapes: x (B, P) -> (B,) each."""
+    Shapes: x (B, P) -> (B,) each, and the curve (B, M)."""
     encoded = model.encode(x)  # (B, D), (B, D)
-    weights = ImportanceWeights(len(x), x.device)
+    weights = ImportanceWeights(len(x), samples, x.device)
     rate_sum, distortion_sum = torch.zeros_like(weights.log_sum), torch.zeros_like(weights.log_sum)
     size = max(1, CHUNK // len(x))
     for start in range(0, samples, size):
@@ -78,7 +98,8 @@ def bounds(model: VAE, x: Tensor, samples: int, generator: torch.Generator) -> B
         weights.add(-(rate + distortion))
         rate_sum += rate.sum(dim=1)
         distortion_sum += distortion.sum(dim=1)
-    return Bounds(rate_sum / samples, distortion_sum / samples, -weights.log_mean(), weights.effective_sample_size())
+    curve, effective = weights.nll(), weights.effective_sample_size()
+    return Bounds(rate_sum / samples, distortion_sum / samples, curve[:, -1], effective, curve)
 
 
 def over_images(model: VAE, images: Tensor, samples: int, generator: torch.Generator, label: str) -> Bounds:
@@ -141,8 +162,15 @@ def doubt(values: dict[str, Any]) -> str | None:
     return None
 
 
-def evaluate(model: VAE, grey: Tensor, train: Tensor, config: Evaluate) -> dict[str, float | int | str]:
-    """All of metrics/evaluation.json: means over the images of the test split, in nats.
+class Evaluation(NamedTuple):
+    """The figures of metrics/evaluation.json, and the bound for each number of samples with its error, as rows of CURVE."""
+
+    figures: dict[str, float | int | str]
+    curve: list[tuple[float, ...]]
+
+
+def evaluate(model: VAE, grey: Tensor, train: Tensor, config: Evaluate) -> Evaluation:
+    """All of metrics/evaluation.json, means over the images of the test split in nats, and the rows of plots/bound.csv.
 
     The binarization is drawn once, from the seed alone, so that every model is scored on the same binary images. ELBO,
     rate and distortion are means over the samples of the importance-weighted bound. Training images show overfitting.
@@ -168,7 +196,9 @@ def evaluate(model: VAE, grey: Tensor, train: Tensor, config: Evaluate) -> dict[
         }
     )
     packed = x.bool().cpu().numpy().tobytes()
-    return {
+    points = zip(marks(samples), binary.curve.mean(dim=0).tolist(), errors(binary.curve).tolist(), strict=True)
+    curve = [(count, nll, nll - error, nll + error) for count, nll, error in points]
+    figures = {
         **values,
         "importance_samples": samples,
         "active_units": active_units(mu),
@@ -176,3 +206,4 @@ def evaluate(model: VAE, grey: Tensor, train: Tensor, config: Evaluate) -> dict[
         "test_images": len(x),
         "binarization_sha256": hashlib.sha256(packed).hexdigest(),
     }
+    return Evaluation(figures, curve)
