@@ -1,7 +1,7 @@
 # Every target sets up .venv by itself; there is nothing to install or to activate first.
 # It runs with GNU make 3.81 and bash 3.2, which macOS has.
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-matrix lint deps ui setup which sync doctor reproduce serving leaderboard bounds bench
+.PHONY: help run test test-fast test-matrix lint deps ui setup which experiments sync doctor reproduce serving leaderboard bounds bench
 SHELL := bash
 
 PYTHON ?= python3
@@ -69,6 +69,10 @@ deps: setup  ## write the imports of each stage into the deps of dvc.yaml and qu
 
 ui: setup  ## the MLflow UI on the project's store
 	@python tools/ui.py params.yaml "$${PORT:-5000}"
+
+experiments: setup  ## a table of all DVC experiments: changed params, figures, MLflow runs; the best first
+	@python tools/experiments.py params.yaml metrics/mlflow.json \
+	  --validation metrics/validation.json --evaluation metrics/evaluation.json
 
 which: setup  ## NAME=...: the run of this experiment, or the experiment of this run
 	@python tools/which.py params.yaml metrics/mlflow.json "$(NAME)"

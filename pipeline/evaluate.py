@@ -32,7 +32,7 @@ def main(params: Path, data_folder: Path, model_file: Path, *, result: Path, pic
         values, curve = metrics.evaluate(vae, grey, train, config.evaluate)
     if doubt := metrics.doubt(values):
         raise InputError(f"{result} is not written: {doubt}")
-    described = {"data": config.data.name, "binarization": config.data.binarization}  # nats of others do not compare
+    described = {"data_name": config.data.name, "binarization": config.data.binarization}  # others do not compare
     files.write_json(result, values | described | {"device": where.type, "precision": precision})
     files.write_csv(pictures / "bound.csv", metrics.CURVE, curve)
     files.write_csv(pictures / "rate_distortion.csv", PARTS, [[values[name] for name in PARTS]])

@@ -24,6 +24,8 @@ def main(params: Path, data_folder: Path, model_file: Path, *, result: Path, pag
     order = torch.randperm(len(x), generator=streams.stream(config.annealing.seed, "annealing images"))
     chosen = x[order[:count].to(where)]
     values = annealed_importance.evaluate(vae, chosen, config.annealing)
+    if doubt := annealed_importance.doubt(values):
+        raise InputError(f"{result} is not written: {doubt}")
     files.write_json(result, values)
     table = readme.bounds(values)
     page.write_text(readme.insert(page.read_text(), table, "bounds"))

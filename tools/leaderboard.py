@@ -51,7 +51,7 @@ def main(
     check(config, recipe_params(git("show", f"HEAD:./{params}").decode(), recipes / f"{recipe}.sh"), run_id, recipe)
     seconds = store.training_seconds(run_id)
     parameters = sum(parameter.numel() for parameter in load_model(model).parameters())
-    new = leaderboard.row(recipe, config.train.seed, parameters, seconds, files.read_json(evaluation), samples)
+    new = leaderboard.row(recipe, config, parameters, seconds, files.read_json(evaluation), samples)
     if board.is_file():
         files.read_text(board)  # refuses conflict marks
     rows = leaderboard.put(leaderboard.read(board), new)
@@ -73,10 +73,12 @@ def recipe_params(committed: str, recipe: Path) -> Params:
 
 
 def check(config: Params, expected: Params, run_id: str, recipe: str) -> None:
-    """Raises InputError if a run's params make another model than the recipe does, apart from its seed."""
+    """Raises InputError if a run's params make another model than the recipe does, apart from its seed, or score it on
+    other pixels."""
     values = leaves(config)
     for name, value in leaves(expected).items():
-        if name.partition(".")[0] in TRAINING and name != "train.seed" and values[name] != value:
+        decides = name.partition(".")[0] in TRAINING or name == "evaluate.seed"
+        if decides and name != "train.seed" and values[name] != value:
             raise InputError(
                 f"run {run_id}: {name} is {values[name]}, and {value} in the recipe; `bash recipes/{recipe}.sh` first"
             )

@@ -63,8 +63,8 @@ class ImportanceWeights:
         self.log_square_sum = torch.logaddexp(self.log_square_sum, torch.logsumexp(2 * log_w, dim=1))
 
     def nll(self) -> Tensor:
-        """-(logsumexp_k log w_k - log K) from the first K samples, for K in `marks(samples)` (Burda et al. 2016, eq. 8).
-        The last column has all samples. (B, M)."""
+        """-(logsumexp_k log w_k - log K) from the first K samples, for K in `marks` (Burda et al. 2016, eq. 8). The last
+        column has all samples. (B, M)."""
         return torch.stack(self.bounds, dim=1)
 
     def effective_sample_size(self) -> Tensor:
@@ -163,14 +163,14 @@ def doubt(values: dict[str, Any]) -> str | None:
 
 
 class Evaluation(NamedTuple):
-    """The figures of metrics/evaluation.json, and the bound for each number of samples with its error, as rows of CURVE."""
+    """The figures of metrics/evaluation.json, and the rows of plots/bound.csv: the bound by number of samples."""
 
     figures: dict[str, float | int | str]
     curve: list[tuple[float, ...]]
 
 
 def evaluate(model: VAE, grey: Tensor, train: Tensor, config: Evaluate) -> Evaluation:
-    """All of metrics/evaluation.json, means over the images of the test split in nats, and the rows of plots/bound.csv.
+    """All figures of an evaluation: means over the images of the test split, in nats.
 
     The binarization is drawn once, from the seed alone, so that every model is scored on the same binary images. ELBO,
     rate and distortion are means over the samples of the importance-weighted bound. Training images show overfitting.
