@@ -63,8 +63,8 @@ class ImportanceWeights:
         self.log_square_sum = torch.logaddexp(self.log_square_sum, torch.logsumexp(2 * log_w, dim=1))
 
     def nll(self) -> Tensor:
-        """-(logsumexp_k log w_k - log K) from the first K samples, for K in `marks` (Burda et al. 2016, eq. 8). The last
-        column has all samples. (B, M)."""
+        """-(logsumexp_k log w_k - log K) from the first K samples, for K in `marks` (Burda et al. 2016, eq. 8). The
+        last column has all samples. (B, M)."""
         return torch.stack(self.bounds, dim=1)
 
     def effective_sample_size(self) -> Tensor:
