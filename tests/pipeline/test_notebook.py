@@ -13,12 +13,12 @@ def test_the_lines_for_a_notebook_find_the_best_run_and_draw_from_its_model(proj
     page = (ROOT / "docs/experiments.md").read_text()
     (lines,) = [part.partition("```")[0] for part in page.split("```python\n")[1:] if "search_runs" in part]
     assert lines.count("'mnist'") == 1
-    results = "{'runs': list(runs.run_id), 'drawn': picture.size, 'names': list(experiments.Experiment.dropna())}"
+    results = "{'runs': list(runs.run_id), 'drawn': picture.size, 'figures': list(experiments.val_neg_elbo_nats)}"
     code = lines.replace("'mnist'", "'digits'") + f"\nimport json; print(json.dumps({results}))"
     found = json.loads(project.run("python", "-c", code).stdout.splitlines()[-1])
     assert found["runs"] == [project.recorded()]
     assert found["drawn"] == [280, 28]
-    assert "workspace" not in found["names"]  # it has no name there, only experiments have
+    assert found["figures"] == [project.json("metrics/validation.json")["val_neg_elbo_nats"]] * 2  # workspace and HEAD
 
 
 def test_mlflow_run_leaves_one_record_and_a_foreign_run_as_it_is(project):
