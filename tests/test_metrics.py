@@ -148,7 +148,7 @@ def test_weights_of_any_size():
     weights.add(torch.tensor([[-2000.0, -2000.0], [900.0, -900.0]], dtype=torch.float64))
     weights.add(torch.tensor([[-2000.0], [900.0]], dtype=torch.float64))
     expected = torch.tensor([-2000.0, 900 + math.log(2 / 3)], dtype=torch.float64)
-    torch.testing.assert_close(-weights.nll()[:, -1], expected, rtol=1e-14, atol=0)
+    torch.testing.assert_close(-weights.bounds[-1], expected, rtol=1e-14, atol=0)
     effective = torch.tensor([3.0, 2.0], dtype=torch.float64)
     torch.testing.assert_close(weights.effective_sample_size(), effective, rtol=1e-11, atol=0)
 
@@ -213,7 +213,7 @@ def test_chunks_of_images(monkeypatch, plane, float64):
     monkeypatch.setattr(metrics, "CHUNK", 64)  # 8 images with 8 samples each
     parts = metrics.over_images(model, x, 8, generator(), "parts")
     for one, other in zip(whole, parts, strict=True):
-        assert one.shape == (32,)
+        assert len(one) == 32
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-10)
 
 
@@ -225,7 +225,7 @@ def test_chunks_give_the_same_means(monkeypatch, vae, grey, chunk, perturb):
     for size in (4096, chunk):
         monkeypatch.setattr(metrics, "CHUNK", size)
         x = data.binarize(grey, generator(5))
-        rows[size] = torch.stack(metrics.over_images(model, x, 40, generator(6), "")).double()
+        rows[size] = torch.stack(metrics.over_images(model, x, 40, generator(6), "")[:4]).double()
     for difference in rows[chunk] - rows[4096]:  # rate, distortion, nll and effective sample size, (N,) each
         assert 0 < difference.mean().abs() < 5 * difference.std() / math.sqrt(len(grey))
 
@@ -329,8 +329,8 @@ def test_the_seed_decides_the_evaluation(vae, grey, perturb):
     torch.manual_seed(99)
     assert metrics.evaluate(model, grey, grey, settings(5, 3, 0)) == first
     other = metrics.evaluate(model, grey, grey, settings(5, 3, 1))
-    assert other.figures["nll_iw_nats"] != first.figures["nll_iw_nats"]
-    assert other.figures["binarization_sha256"] != first.figures["binarization_sha256"]
+    assert other[0]["nll_iw_nats"] != first[0]["nll_iw_nats"]
+    assert other[0]["binarization_sha256"] != first[0]["binarization_sha256"]
 
 
 def test_every_model_is_scored_on_the_same_bits(vae, grey):
@@ -338,7 +338,7 @@ def test_every_model_is_scored_on_the_same_bits(vae, grey):
     hashes = set()
     for seed, (prior, latent_dim, samples) in enumerate([("standard-normal", 3, 2), ("mixture", 2, 5), ("flow", 4, 1)]):
         model = vae(seed, prior=prior, latent_dim=latent_dim)
-        hashes.add(metrics.evaluate(model, grey, grey, settings(samples, samples, 4)).figures["binarization_sha256"])
+        hashes.add(metrics.evaluate(model, grey, grey, settings(samples, samples, 4))[0]["binarization_sha256"])
     x = data.binarize(grey, generator(4))
     assert hashes == {hashlib.sha256(x.bool().numpy().tobytes()).hexdigest()}
 
@@ -373,7 +373,7 @@ def test_score_against_grey_values(vae, grey, perturb):
     """The score is the cross-entropy with grey values plus the KL divergence, within 5 standard errors."""
     model, count = perturb(vae()), 400
     x = data.unit(grey)
-    result = metrics.evaluate(model, grey, grey, settings(1, count, 0)).figures
+    result = metrics.evaluate(model, grey, grey, settings(1, count, 0))[0]
     with torch.no_grad():
         mu, logvar = model.encode(x)
         q = Normal(mu, (0.5 * logvar).exp())

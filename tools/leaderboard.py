@@ -77,8 +77,7 @@ def check(config: Params, expected: Params, run_id: str, recipe: str) -> None:
     other pixels."""
     values = leaves(config)
     for name, value in leaves(expected).items():
-        decides = name.partition(".")[0] in TRAINING or name == "evaluate.seed"
-        if decides and name != "train.seed" and values[name] != value:
+        if name.startswith((*TRAINING, "evaluate.seed")) and name != "train.seed" and values[name] != value:
             raise InputError(
                 f"run {run_id}: {name} is {values[name]}, and {value} in the recipe; `bash recipes/{recipe}.sh` first"
             )

@@ -19,6 +19,8 @@ ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, section 5.2
 ERRORS = 3  # standard errors: a figure that is further on the wrong side of its limit is no accident
 ROUNDING_NATS = 1e-3  # of sums in float32
 CURVE = ("importance_samples", "nll_iw_nats", "lower_nats", "upper_nats")  # one standard error below and above
+Figures = dict[str, float | int | str]
+Curve = list[tuple[float, ...]]
 LEAST_EFFECTIVE = 1.01  # importance samples
 CHUNK = 2048  # images decoded at a time: 6 MB of float32 pixels
 
@@ -27,13 +29,8 @@ def means(values: dict[str, Tensor]) -> dict[str, float]:
     """The mean of each tensor (N,) of one value per image, then all standard errors as `<name>_stderr`."""
     doubles = {name: value.double() for name, value in values.items()}
     return {name: value.mean().item() for name, value in doubles.items()} | {
-        f"{name}_stderr": errors(value).item() for name, value in doubles.items()
+        f"{name}_stderr": value.std().item() / math.sqrt(len(value)) for name, value in doubles.items()
     }
-
-
-def errors(values: Tensor) -> Tensor:
-    """The standard error of the mean over images. Shapes: (N, ...) -> (...)."""
-    return values.std(dim=0) / math.sqrt(len(values))
 
 
 def marks(samples: int) -> list[int]:
@@ -48,7 +45,7 @@ class ImportanceWeights:
     def __init__(self, images: int, samples: int, device: torch.device) -> None:
         self.samples = 0
         self.marks = marks(samples)
-        self.bounds: list[Tensor] = []  # (B,), the bound from the first samples, for each mark
+        self.bounds: list[Tensor] = []  # (B,), -(logsumexp_k log w_k - log K) of the first K samples, for each mark K
         self.log_sum = torch.full((images,), -math.inf, dtype=torch.float64, device=device)  # (B,)
         self.log_square_sum = self.log_sum.clone()  # (B,)
 
@@ -61,11 +58,6 @@ class ImportanceWeights:
                 self.bounds.append(math.log(mark) - log_sum)
         self.log_sum = torch.logaddexp(self.log_sum, torch.logsumexp(log_w, dim=1))
         self.log_square_sum = torch.logaddexp(self.log_square_sum, torch.logsumexp(2 * log_w, dim=1))
-
-    def nll(self) -> Tensor:
-        """-(logsumexp_k log w_k - log K) from the first K samples, for K in `marks` (Burda et al. 2016, eq. 8). The
-        last column has all samples. (B, M)."""
-        return torch.stack(self.bounds, dim=1)
 
     def effective_sample_size(self) -> Tensor:
         """(sum_k w_k)^2 / sum_k w_k^2: K for equal weights, 1 if one outweighs the rest (Kong 1992). (B,)."""
@@ -98,7 +90,7 @@ def bounds(model: VAE, x: Tensor, samples: int, generator: torch.Generator) -> B
         weights.add(-(rate + distortion))
         rate_sum += rate.sum(dim=1)
         distortion_sum += distortion.sum(dim=1)
-    curve, effective = weights.nll(), weights.effective_sample_size()
+    curve, effective = torch.stack(weights.bounds, dim=1), weights.effective_sample_size()  # (B, M), (B,)
     return Bounds(rate_sum / samples, distortion_sum / samples, curve[:, -1], effective, curve)
 
 
@@ -162,15 +154,8 @@ def doubt(values: dict[str, Any]) -> str | None:
     return None
 
 
-class Evaluation(NamedTuple):
-    """The figures of metrics/evaluation.json, and the rows of plots/bound.csv: the bound by number of samples."""
-
-    figures: dict[str, float | int | str]
-    curve: list[tuple[float, ...]]
-
-
-def evaluate(model: VAE, grey: Tensor, train: Tensor, config: Evaluate) -> Evaluation:
-    """All figures of an evaluation: means over the images of the test split, in nats.
+def evaluate(model: VAE, grey: Tensor, train: Tensor, config: Evaluate) -> tuple[Figures, Curve]:
+    """All of metrics/evaluation.json and plots/bound.csv: means over the images of the test split, in nats.
 
     The binarization is drawn once, from the seed alone, so that every model is scored on the same binary images. ELBO,
     rate and distortion are means over the samples of the importance-weighted bound. Training images show overfitting.
@@ -196,9 +181,9 @@ def evaluate(model: VAE, grey: Tensor, train: Tensor, config: Evaluate) -> Evalu
         }
     )
     packed = x.bool().cpu().numpy().tobytes()
-    points = zip(marks(samples), binary.curve.mean(dim=0).tolist(), errors(binary.curve).tolist(), strict=True)
-    curve = [(count, nll, nll - error, nll + error) for count, nll, error in points]
-    figures = {
+    points = [(count, *means({"nll": nll}).values()) for count, nll in zip(marks(samples), binary.curve.T, strict=True)]
+    curve: Curve = [(count, nll, nll - error, nll + error) for count, nll, error in points]
+    figures: Figures = {
         **values,
         "importance_samples": samples,
         "active_units": active_units(mu),
@@ -206,4 +191,4 @@ def evaluate(model: VAE, grey: Tensor, train: Tensor, config: Evaluate) -> Evalu
         "test_images": len(x),
         "binarization_sha256": hashlib.sha256(packed).hexdigest(),
     }
-    return Evaluation(figures, curve)
+    return figures, curve

@@ -2,13 +2,13 @@
 
 import csv
 import hashlib
+import io
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from vae.errors import InputError
 
@@ -44,27 +44,24 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-@contextmanager
-def _replaced(path: Path) -> Iterator[TextIO]:
-    """A file that takes the place of `path` at the end of the block, so that a reader never sees half of it.
-    Creates the folder if it is missing."""
+def _replace(path: Path, text: str) -> None:
+    """Writes a file whole or not at all, so that no reader sees half of it. Creates its folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("w", newline="") as file:
-            yield file
+        partial.write_text(text, newline="")
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Writes a JSON file, whole or not at all."""
-    with _replaced(path) as file:
-        file.write(json.dumps(values, indent=2) + "\n")
+    """Writes a JSON file."""
+    _replace(path, json.dumps(values, indent=2) + "\n")
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
-    """Writes a CSV file, whole or not at all."""
-    with _replaced(path) as file:
-        csv.writer(file, lineterminator="\n").writerows([columns, *rows])
+    """Writes a CSV file."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+    _replace(path, text.getvalue())
