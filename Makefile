@@ -1,7 +1,7 @@
 # Every target sets up .venv by itself; there is nothing to install or to activate first.
 # It runs with GNU make 3.81 and bash 3.2, which macOS has.
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-matrix test-scale lint deps ui server setup which sync doctor reproduce serving leaderboard bounds bench audit
+.PHONY: help run test test-fast test-matrix test-scale lint deps ui server setup which sync doctor reproduce serving leaderboard bounds bench audit experiments
 SHELL := bash
 
 PYTHON ?= python3
@@ -86,6 +86,10 @@ ui: setup  ## the MLflow UI on the project's store; PORT=5001, HOST=0.0.0.0 (for
 
 server: .venv/scale  ## an MLflow server for a team, on the database in MLFLOW_BACKEND_STORE_URI; AUTH=1: with users
 	@python tools/server.py $(if $(AUTH),--auth)
+
+experiments: setup  ## a table of all DVC experiments: changed params, figures, MLflow runs; the best first
+	@python tools/experiments.py params.yaml metrics/mlflow.json \
+	  --validation metrics/validation.json --evaluation metrics/evaluation.json
 
 which: setup  ## NAME=...: the run of this experiment, or the experiment of this run
 	@python tools/which.py params.yaml metrics/mlflow.json "$(NAME)"

@@ -14,6 +14,7 @@ from vae.params import load
 EXAMPLES = 12  # columns of originals and their reconstructions
 TRAVERSED = 10  # latents with the most nats
 STEPS = 11  # images of a traversal
+PARTS = ("rate_nats", "distortion_nats")
 
 
 def main(params: Path, data_folder: Path, model_file: Path, *, result: Path, pictures: Path) -> None:
@@ -28,11 +29,13 @@ def main(params: Path, data_folder: Path, model_file: Path, *, result: Path, pic
 
     precision = device.precision(config.evaluate.precision, where)
     with cores.turn(config.train.threads), device.autocast(where, precision):
-        values = metrics.evaluate(vae, grey, train, config.evaluate)
+        values, curve = metrics.evaluate(vae, grey, train, config.evaluate)
     if doubt := metrics.doubt(values):
         raise InputError(f"{result} is not written: {doubt}")
-    described = {"data": config.data.name, "binarization": config.data.binarization}  # nats of others do not compare
+    described = {"data_name": config.data.name, "binarization": config.data.binarization}  # others do not compare
     files.write_json(result, values | described | {"device": where.type, "precision": precision})
+    files.write_csv(pictures / "bound.csv", metrics.CURVE, curve)
+    files.write_csv(pictures / "rate_distortion.csv", PARTS, [[values[name] for name in PARTS]])
     draw(vae, data.unit(grey), test.labels, pictures)
     print(
         f"neg-ELBO {values['neg_elbo_nats']:.2f} nats, NLL <= {values['nll_iw_nats']:.2f} "
@@ -43,7 +46,7 @@ def main(params: Path, data_folder: Path, model_file: Path, *, result: Path, pic
 
 @torch.no_grad()
 def draw(vae: model.VAE, x: torch.Tensor, labels: torch.Tensor, pictures: Path) -> None:
-    """Draws reconstructions, traversals, the latent space, and the nats in each latent."""
+    """Draws reconstructions, traversals and the latent space, and writes the nats in each latent, largest first."""
     mu, logvar = metrics.posterior(vae, x)
     kl = metrics.latent_kl(mu, logvar)
     pairs = torch.cat([x[:EXAMPLES], vae.means(mu[:EXAMPLES])])
@@ -51,7 +54,8 @@ def draw(vae: model.VAE, x: torch.Tensor, labels: torch.Tensor, pictures: Path) 
     plots.save_grid(pictures / "reconstructions.png", pairs.cpu().numpy(), EXAMPLES)
     plots.save_grid(pictures / "traversals.png", rows.flatten(0, 1).cpu().numpy(), STEPS)
     plots.save_latent_space(pictures / "latent_space.png", mu.cpu().numpy(), labels.numpy())
-    plots.save_latent_kl(pictures / "latent_kl.png", kl.cpu().numpy())
+    nats = enumerate(kl.sort(descending=True).values.tolist(), start=1)
+    files.write_csv(pictures / "latents.csv", ("latent", "nats"), nats)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from vae.runtime import command, files, repository
 
 from pathlib import Path
 
+from PIL import Image
+
 from vae.tracking.record import record
 from vae.tracking.state import State
 
@@ -23,17 +25,18 @@ def main(
     nearest: Path,
 ) -> None:
     state = State(params, data, model, curves, validation, evaluation, plots, samples)
-    remove_if_stale(state, quality, nearest)
+    empty_if_stale(state, quality, nearest)
     run_id = record(state, repository.main_repository())
     files.write_json(run, {"run_id": run_id})
     print(f"MLflow run {run_id}")
 
 
-def remove_if_stale(state: State, quality: Path, nearest: Path) -> None:
-    """Removes the results of quality/dvc.yaml if they are of another model: DVC would list them as this model's."""
+def empty_if_stale(state: State, quality: Path, nearest: Path) -> None:
+    """Empties the results of quality/dvc.yaml if they are of another model: DVC would list them as this model's.
+    The files stay, because DVC commands complain about an output that is missing."""
     if quality.is_file() and files.read_json(quality).get("model_sha256") != state.model_sha256:
-        for path in (quality, nearest):
-            path.unlink(missing_ok=True)
+        files.write_json(quality, {})
+        Image.new("L", (1, 1)).save(nearest)
 
 
 if __name__ == "__main__":

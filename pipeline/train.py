@@ -10,6 +10,8 @@ from vae.runtime import checkpoint, cores, files, machine, memory, progress, rep
 
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,12 @@ def main(config_path: Path, data_folder: Path, *, model: Path, curves: Path, val
     split = data.split_validation(images, config.data.validation)
     if (used := len(split[1])) < config.data.validation:
         print(f"data.validation: {used} images, at most a fifth of {len(images)}, instead of {config.data.validation}")
+
+    def write(records: Records) -> None:
+        """Writes the curves, the figure by which sweeps are sorted, and the number of images that it is measured on."""
+        files.write_csv(curves, training.COLUMNS, map(astuple, records))
+        files.write_json(validation, {"val_neg_elbo_nats": records[-1].val_neg_elbo_nats, "validation_images": used})
+
     footprint.check(config, split[0], memory.free_bytes(where.type))
     sections = config.model_dump_json(include=set(params.TRAINING))
     key = checkpoint.training_key(f"{sections}\n{where.type}", [*data_folder.iterdir(), Path(__file__)])
@@ -53,12 +61,8 @@ def main(config_path: Path, data_folder: Path, *, model: Path, curves: Path, val
             trained["processes"] = here["machine.processes"] = str(parallel.count())
         with checkpoint.checkpoint(root, key) as saved, memory.noted(saved.path.with_suffix(".memory")):
             with live.follow(OBSERVER, config_path, root, key, saved.own, here) as feed:
-                records = run_epochs(state, split, config, saved, feed)
-                files.write_csv(curves, training.COLUMNS, map(astuple, records))
-                # The figure by which sweeps are sorted, and the images that it is measured on.
-                files.write_json(
-                    validation, {"val_neg_elbo_nats": records[-1].val_neg_elbo_nats, "validation_images": used}
-                )
+                records = run_epochs(state, split, config, saved, feed, write)
+                write(records)
                 save_model(state.model, model, **trained)
                 feed.trained()
             saved.finish(model)  # when nothing can fail any more
@@ -82,10 +86,12 @@ def run_epochs(
     config: params.Params,
     saved: checkpoint.Checkpoint,
     feed: live.Feed,
+    write: Callable[[Records], None],
 ) -> Records:
-    """Trains the epochs that the checkpoint lacks. Saves and sends each, and returns the records of all epochs."""
+    """Trains the epochs that the checkpoint lacks. Saves, writes and sends each, and returns the records of all."""
     if records := resume(state, saved.load()):
         print(f"resuming after epoch {state.epoch}")
+        write(records)  # DVC has removed the files of the killed training
     epochs = training.fit(state, *split, config.data.binarization)
     with progress.Bar(state.schedule.epochs, state.schedule.relative_cost) as bar:
         while state.epoch < state.schedule.epochs:
@@ -96,6 +102,8 @@ def run_epochs(
                 seconds = time.monotonic() - started
             records.append(record)
             saved.save({"fit": state.state_dict(), "records": [astuple(row) for row in records]})
+            with suppress(OSError):  # a full disk; the end of the training needs it, and says so
+                write(records)
             feed.log(asdict(record), seconds)
             if record.epoch.bit_count() == 1:  # 1, 2, 4, 8, ...: pictures get rarer as training slows down
                 feed.show(record.epoch, digits(state.model, config.train.seed))

@@ -208,6 +208,7 @@ def evaluation() -> dict[str, float | str]:
         "distortion_nats": 65.126,
         "neg_elbo_grey_nats": 91.5,
         "active_units": 20,
+        "test_images": 10000,
         "binarization_sha256": "0",
     }
 
@@ -228,11 +229,12 @@ def quality() -> dict[str, float]:
 
 
 @pytest.fixture
-def row(evaluation, quality) -> Callable[..., leaderboard.Row]:
+def row(evaluation, quality, small) -> Callable[..., leaderboard.Row]:
     """Makes a row of the leaderboard from a recipe, a seed and changed figures."""
 
-    def make(recipe: str, seed: int = 0, **changes: float) -> leaderboard.Row:
-        return leaderboard.row(recipe, seed, 1234567, 90.0, evaluation | changes, quality)
+    def make(recipe: str, seed: int = 0, **changes: float | str) -> leaderboard.Row:
+        config = small(train={"seed": seed})
+        return leaderboard.row(recipe, config, 1234567, 90.0, evaluation | changes, quality)
 
     return make
 

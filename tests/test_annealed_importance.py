@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -238,6 +239,59 @@ def test_the_script_writes_its_results(files, digits_folder, capsys):
     assert f"{values['nll_ais_nats']:.2f}" in capsys.readouterr().out
     assert tables.bounds(values) in readme.read_text()
     assert tables.bounds(values).splitlines()[3].startswith("| 4 | ")
+
+
+SOUND = {
+    "nll_ais_nats": 81.0,
+    "simulated_gap_nats": 0.06,
+    "simulated_gap_nats_stderr": 0.02,
+    "importance_weighted": [
+        {"importance_samples": 50, "nll_iw_nats": 82.0, "iw_minus_ais_nats": 1.0, "iw_minus_ais_nats_stderr": 0.1},
+        {"importance_samples": 5000, "nll_iw_nats": 80.9, "iw_minus_ais_nats": -0.1, "iw_minus_ais_nats_stderr": 0.1},
+    ],
+    "step_size": 0.3,
+}
+
+
+def changed(where: int | None, **values: float) -> dict:
+    """The sound figures with changes in one of the importance-weighted bounds, or in the others."""
+    rows = [row | (values if index == where else {}) for index, row in enumerate(SOUND["importance_weighted"])]
+    return SOUND | {"importance_weighted": rows} | (values if where is None else {})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (SOUND, None),
+        (changed(1, iw_minus_ais_nats=-0.4, nll_iw_nats=80.6), r"K=5000, 80\.60, is below the annealed one, 81\.00"),
+        (changed(0, iw_minus_ais_nats=-0.4, nll_iw_nats=80.6), r"K=50, .*raise annealing\.temperatures"),
+        (changed(1, iw_minus_ais_nats=-0.2), None),
+        (changed(None, simulated_gap_nats=-0.1), r"upper bound is 0\.10 below the lower bound; raise annealing"),
+        (changed(None, nll_ais_nats=math.nan), r"nll_ais_nats is not finite; lower annealing\.step_size"),
+        (changed(0, nll_iw_nats=math.inf), "nll_iw_nats is not finite"),
+    ],
+)
+def test_figures_that_cannot_be(values, message):
+    doubt = annealed_importance.doubt(values)
+    assert doubt is None if message is None else re.search(message, doubt)
+
+
+def test_nothing_is_published_if_the_annealed_bound_is_the_looser_one(files, digits_folder, monkeypatch):
+    """The error is one line. The file and the page of an earlier check stay."""
+    params, weights, result, readme = files
+    result.parent.mkdir()
+    result.write_text("{}")
+    page, upper_bound = readme.read_text(), annealed_importance.upper_bound
+    monkeypatch.setattr(annealed_importance, "upper_bound", lambda *arguments: upper_bound(*arguments) + 20)
+    few = params(images=5, chains=2, temperatures=3, importance_samples=[1, 4])
+    with pytest.raises(InputError, match=r"annealing\.json is not written: the bound with K=") as caught:
+        script.main(few, digits_folder, weights, result=result, page=readme)
+    assert "\n" not in str(caught.value)
+    assert (result.read_text(), readme.read_text()) == ("{}", page)
+
+
+def test_the_published_check_is_sound(root):
+    assert annealed_importance.doubt(json.loads((root / "metrics/annealing.json").read_text())) is None
 
 
 def test_too_many_images(files, digits_folder):

@@ -1,11 +1,14 @@
 """dvc.yaml and quality/dvc.yaml list all that the stages read and write."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tools.deps import SOURCES, closure
+from vae.evaluation import metrics
 
 ROOT = Path(__file__).parents[1]
 MAIN, QUALITY = (yaml.safe_load((ROOT / name).read_text()) for name in ("dvc.yaml", "quality/dvc.yaml"))
@@ -42,7 +45,7 @@ def test_every_path_of_a_command_is_declared(stage):
         declared |= {
             "metrics/quality.json",
             "metrics/nearest.png",
-        }  # which `track` deletes for a new model
+        }  # which `track` empties for a new model
     argv = [word for word in spec["cmd"].split() if "=" not in word and not word.startswith("--")][1:]
     assert argv[1] == "params.yaml"
     for word in [argv[0], *argv[2:]]:
@@ -86,6 +89,21 @@ def test_every_result_of_quality_is_in_git():
     for spec in QUALITY["stages"].values():
         for item in [*spec.get("outs", []), *spec.get("metrics", []), *spec.get("plots", [])]:
             assert next(iter(item.values())) == {"cache": False}
+
+
+@pytest.mark.parametrize("spec", [MAIN, QUALITY], ids=["dvc.yaml", "quality/dvc.yaml"])
+def test_every_chart_has_a_template_and_the_columns_that_it_needs(spec):
+    """Templates of the project are in .dvc/plots. They may name columns of plots/bound.csv."""
+    listed = [item for stage in spec["stages"].values() for item in stage.get("plots", [])] + spec["plots"]
+    charts = [values for item in listed if isinstance(item, dict) for values in item.values() if "x" in values]
+    assert charts
+    for chart in charts:
+        assert {"x", "y", "title", "x_label", "y_label"} <= chart.keys()
+        if name := chart.get("template"):
+            template = json.loads((ROOT / f".dvc/plots/{name}.json").read_text())
+            fields = set(re.findall(r'"field": "([a-z_]+)"', json.dumps(template))) - {"rev"}
+            assert fields == ({"upper_nats", "lower_nats"} if name == "bound" else set())
+    assert {"upper_nats", "lower_nats"} <= set(metrics.CURVE)
 
 
 def test_every_stage_can_be_restored_from_the_run_cache():

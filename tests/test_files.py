@@ -59,6 +59,26 @@ def test_a_file_is_replaced(tmp_path):
     assert path.read_text() == "x\n"
 
 
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    """If a write fails halfway, the old file stays alone. Until the end, a reader has the old file."""
+    path, seen = tmp_path / "train.csv", []
+    files.write_csv(path, ["x"], [[1]])
+
+    def full(partial, text, **_):
+        partial.write_bytes(text[:2].encode())
+        seen.append(path.read_text())
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(path), "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        files.write_csv(path, ["x"], [[2]])
+    assert seen == [path.read_text()] == ["x\n1\n"]
+    with pytest.raises(TypeError):
+        files.write_json(path, {"x": object()})
+    assert path.read_text() == "x\n1\n"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_conflict_marks_are_named(tmp_path):
     """Git leaves them in a file, if two branches have changed it."""
     path = tmp_path / "quality.json"

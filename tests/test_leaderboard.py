@@ -23,6 +23,23 @@ def test_rows_are_read_and_replaced(row, tmp_path):
     assert leaderboard.put(rows, better) == [better, rows[1]]
 
 
+@pytest.mark.parametrize("changes", [{"test_images": 360}, {"binarization_sha256": "1"}])
+def test_rows_of_other_images_or_pixels_are_refused(row, changes):
+    with pytest.raises(InputError, match=rf"{next(iter(changes))} .* and the rows of the leaderboard have (10000|0),"):
+        leaderboard.put([row("a")], row("b", **changes))
+    assert len(leaderboard.put([], row("b", **changes))) == 1
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "key"),
+    [("data", {"name": "kmnist"}, "data_name"), ("evaluate", {"seed": 3}, "evaluate_seed")],
+)
+def test_rows_of_another_data_set_or_seed_are_refused(row, small, evaluation, quality, section, change, key):
+    other = leaderboard.row("b", small(**{section: change}), 1, 1.0, evaluation, quality)
+    with pytest.raises(InputError, match=f"the evaluation has {key} {next(iter(change.values()))}"):
+        leaderboard.put([row("a")], other)
+
+
 class Stored:
     """A store with the run `r` of the model, and the text of two of its artifacts: params.yaml and hashes.json."""
 
@@ -107,6 +124,20 @@ def test_a_run_of_another_recipe_is_refused(results):
     assert results["board"].exists()
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "key"),
+    [("name: mnist ", "name: kmnist ", "data.name"), ("seed: 0 ", "seed: 3 ", "evaluate.seed")],
+)
+def test_an_evaluation_with_other_data_or_another_seed_is_refused(results, store, before, after, key):
+    text, hashes = store.artifacts
+    head, block, tail = text.partition(f"{key.partition('.')[0]}:")
+    store.artifacts = head + block + tail.replace(before, after, 1), hashes
+    with pytest.raises(InputError, match=rf"{key} is \w+, and \w+ in the recipe; `bash recipes/mine") as caught:
+        script.main(**results)
+    assert "\n" not in str(caught.value)
+    assert not results["board"].exists()
+
+
 def test_bounds_of_another_state_are_refused(results, store):
     """The file must have the hash that the run has recorded."""
     text, hashes = store.artifacts
@@ -114,6 +145,13 @@ def test_bounds_of_another_state_are_refused(results, store):
     with pytest.raises(InputError, match=r"evaluation\.json differs from the one recorded in run r; `dvc repro`"):
         script.main(**results)
     assert not results["board"].exists()
+
+
+def test_quality_that_was_emptied_is_refused(results):
+    """`track` empties the file if the model is new."""
+    results["quality"].write_text("{}")
+    with pytest.raises(InputError, match=r"quality\.json was measured on another model.*dvc repro quality/dvc\.yaml"):
+        script.main(**results)
 
 
 def test_a_missing_measurement_of_samples_is_an_error(results):

@@ -50,11 +50,13 @@ def grey():
 
 
 def definitions(rate: torch.Tensor, distortion: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The results of `metrics.bounds`, from all samples at once. (B, K), (B, K) -> (B,) each."""
+    """The results of `metrics.bounds`, from all samples at once. (B, K), (B, K) -> (B,) each, and the curve (B, M)."""
     log_w = -(rate + distortion)
     share = torch.softmax(log_w, dim=1)  # w / sum_k w
-    nll = math.log(log_w.shape[1]) - torch.logsumexp(log_w, dim=1)
-    return rate.mean(dim=1), distortion.mean(dim=1), nll, 1 / share.square().sum(dim=1)
+    nll = torch.arange(1, log_w.shape[1] + 1, dtype=torch.float64).log() - torch.logcumsumexp(log_w, dim=1)  # (B, K)
+    marked = [count - 1 for count in {1, 2, 5, 10, 20, log_w.shape[1]} if count <= log_w.shape[1]]
+    curve = nll[:, sorted(marked)]
+    return rate.mean(dim=1), distortion.mean(dim=1), nll[:, -1], 1 / share.square().sum(dim=1), curve
 
 
 @torch.no_grad()
@@ -142,11 +144,11 @@ def test_effective_sample_size_against_its_expectation(linear_gaussian, float64)
 
 def test_weights_of_any_size():
     """Log-weights may be far outside the range of exp. The log of the mean and the sample size are still right."""
-    weights = metrics.ImportanceWeights(2, torch.device("cpu"))
+    weights = metrics.ImportanceWeights(2, 3, torch.device("cpu"))
     weights.add(torch.tensor([[-2000.0, -2000.0], [900.0, -900.0]], dtype=torch.float64))
     weights.add(torch.tensor([[-2000.0], [900.0]], dtype=torch.float64))
     expected = torch.tensor([-2000.0, 900 + math.log(2 / 3)], dtype=torch.float64)
-    torch.testing.assert_close(weights.log_mean(), expected, rtol=1e-14, atol=0)
+    torch.testing.assert_close(-weights.bounds[-1], expected, rtol=1e-14, atol=0)
     effective = torch.tensor([3.0, 2.0], dtype=torch.float64)
     torch.testing.assert_close(weights.effective_sample_size(), effective, rtol=1e-11, atol=0)
 
@@ -165,10 +167,10 @@ def test_bounds_are_their_definitions(plane, binary, float64):
 def test_one_sample_is_the_elbo(plane, binary, float64, prior):
     """With K = 1 the two bounds are equal. With more samples the importance-weighted bound is below the neg-ELBO."""
     model = plane(prior)
-    rate, distortion, nll, effective = metrics.bounds(model, binary, 1, generator())
+    rate, distortion, nll, effective, _ = metrics.bounds(model, binary, 1, generator())
     torch.testing.assert_close(nll, rate + distortion, rtol=1e-13, atol=0)
     assert effective.tolist() == [1] * len(binary)
-    rate, distortion, nll, effective = metrics.bounds(model, binary, 30, generator())
+    rate, distortion, nll, effective, _ = metrics.bounds(model, binary, 30, generator())
     assert (nll < rate + distortion).all()
     assert ((effective > 1) & (effective < 30)).all()
 
@@ -211,7 +213,7 @@ def test_chunks_of_images(monkeypatch, plane, float64):
     monkeypatch.setattr(metrics, "CHUNK", 64)  # 8 images with 8 samples each
     parts = metrics.over_images(model, x, 8, generator(), "parts")
     for one, other in zip(whole, parts, strict=True):
-        assert one.shape == (32,)
+        assert len(one) == 32
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-10)
 
 
@@ -223,7 +225,7 @@ def test_chunks_give_the_same_means(monkeypatch, vae, grey, chunk, perturb):
     for size in (4096, chunk):
         monkeypatch.setattr(metrics, "CHUNK", size)
         x = data.binarize(grey, generator(5))
-        rows[size] = torch.stack(metrics.over_images(model, x, 40, generator(6), "")).double()
+        rows[size] = torch.stack(metrics.over_images(model, x, 40, generator(6), "")[:4]).double()
     for difference in rows[chunk] - rows[4096]:  # rate, distortion, nll and effective sample size, (N,) each
         assert 0 < difference.mean().abs() < 5 * difference.std() / math.sqrt(len(grey))
 
@@ -286,7 +288,7 @@ def test_traversals(plane, float64):
 @pytest.mark.parametrize("prior", ["standard-normal", "mixture", "flow"])
 def test_keys_of_an_evaluation(vae, grey, perturb, prior):
     """The evaluation has the keys of metrics/evaluation.json, and its numbers fit together."""
-    result = metrics.evaluate(perturb(vae(prior=prior)), grey, grey, settings(20, 10, 0))
+    result, curve = metrics.evaluate(perturb(vae(prior=prior)), grey, grey, settings(20, 10, 0))
     assert set(result) == {*MEANS, *(f"{name}_stderr" for name in MEANS), *OTHERS}
     assert all(math.isfinite(value) for value in result.values() if not isinstance(value, str))
     assert result["neg_elbo_nats"] == pytest.approx(result["rate_nats"] + result["distortion_nats"], rel=1e-12)
@@ -296,6 +298,10 @@ def test_keys_of_an_evaluation(vae, grey, perturb, prior):
     assert 1 < result["effective_sample_size"] < 20
     assert result["test_images"] == 40
     assert all(result[f"{name}_stderr"] > 0 for name in MEANS)
+    assert [point[0] for point in curve] == [1, 2, 5, 10, 20]
+    error = result["nll_iw_nats_stderr"]
+    assert curve[-1][1:] == pytest.approx([result["nll_iw_nats"] + change for change in (0, -error, error)], rel=1e-12)
+    assert curve[0][1] > curve[-1][1]
 
 
 def test_evaluation_of_a_known_model(vae, grey):
@@ -305,7 +311,7 @@ def test_evaluation_of_a_known_model(vae, grey):
         for layer in (model.encode.layers[-1], model.decode.layers[-1]):
             layer.weight.zero_()
             layer.bias.zero_()
-    result = metrics.evaluate(model, grey, grey, settings(5, 5, 0))
+    result, curve = metrics.evaluate(model, grey, grey, settings(5, 5, 0))
     for name in ("neg_elbo_nats", "nll_iw_nats", "distortion_nats", "neg_elbo_grey_nats"):
         assert result[name] == pytest.approx(784 * math.log(2), rel=1e-6)
         assert result[f"{name}_stderr"] < 1e-3
@@ -313,6 +319,7 @@ def test_evaluation_of_a_known_model(vae, grey):
     assert result["effective_sample_size"] == pytest.approx(5, rel=1e-6)
     assert result["bits_per_dim"] == pytest.approx(1, rel=1e-6)
     assert result["active_units"] == 0
+    assert [point[1] for point in curve] == pytest.approx([result["nll_iw_nats"]] * 3, rel=1e-6)
 
 
 def test_the_seed_decides_the_evaluation(vae, grey, perturb):
@@ -322,8 +329,8 @@ def test_the_seed_decides_the_evaluation(vae, grey, perturb):
     torch.manual_seed(99)
     assert metrics.evaluate(model, grey, grey, settings(5, 3, 0)) == first
     other = metrics.evaluate(model, grey, grey, settings(5, 3, 1))
-    assert other["nll_iw_nats"] != first["nll_iw_nats"]
-    assert other["binarization_sha256"] != first["binarization_sha256"]
+    assert other[0]["nll_iw_nats"] != first[0]["nll_iw_nats"]
+    assert other[0]["binarization_sha256"] != first[0]["binarization_sha256"]
 
 
 def test_every_model_is_scored_on_the_same_bits(vae, grey):
@@ -331,7 +338,7 @@ def test_every_model_is_scored_on_the_same_bits(vae, grey):
     hashes = set()
     for seed, (prior, latent_dim, samples) in enumerate([("standard-normal", 3, 2), ("mixture", 2, 5), ("flow", 4, 1)]):
         model = vae(seed, prior=prior, latent_dim=latent_dim)
-        hashes.add(metrics.evaluate(model, grey, grey, settings(samples, samples, 4))["binarization_sha256"])
+        hashes.add(metrics.evaluate(model, grey, grey, settings(samples, samples, 4))[0]["binarization_sha256"])
     x = data.binarize(grey, generator(4))
     assert hashes == {hashlib.sha256(x.bool().numpy().tobytes()).hexdigest()}
 
@@ -366,7 +373,7 @@ def test_score_against_grey_values(vae, grey, perturb):
     """The score is the cross-entropy with grey values plus the KL divergence, within 5 standard errors."""
     model, count = perturb(vae()), 400
     x = data.unit(grey)
-    result = metrics.evaluate(model, grey, grey, settings(1, count, 0))
+    result = metrics.evaluate(model, grey, grey, settings(1, count, 0))[0]
     with torch.no_grad():
         mu, logvar = model.encode(x)
         q = Normal(mu, (0.5 * logvar).exp())

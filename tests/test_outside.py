@@ -43,7 +43,7 @@ def assert_agreement(config: params.Params, digits_folder, folder) -> None:
     model.save(state.model, folder / "model")
     settings = {"importance_samples": SAMPLES, "grey_samples": 1, "precision": "fp32"}
     test = data.load(digits_folder, "t10k").images
-    figures = metrics.evaluate(state.model, test, split[0][: len(test)], config.evaluate.model_copy(update=settings))
+    figures, _ = metrics.evaluate(state.model, test, split[0][: len(test)], config.evaluate.model_copy(update=settings))
 
     grey = outside.images(digits_folder / "t10k-images-idx3-ubyte")
     drawn = [outside.estimate(outside.Model(folder / "model"), grey, SAMPLES, seed) for seed in range(DRAWS)]

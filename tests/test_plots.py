@@ -107,8 +107,6 @@ def test_charts_are_the_same_each_time(tmp_path, latents):
     charts = {
         "space": lambda path: plots.save_latent_space(path, mu, labels),
         "labels": lambda path: plots.save_latent_space(path, mu, labels[::-1]),
-        "kl": lambda path: plots.save_latent_kl(path, mu[:20, 0] ** 2),
-        "ranks": lambda path: plots.save_latent_kl(path, mu[1:21, 0] ** 2),
     }
     contents = {}
     for name, draw in charts.items():
@@ -136,18 +134,8 @@ def test_every_class_has_a_colour(tmp_path, latents):
     assert colours[0] != colours[1]
 
 
-def test_latents_are_ranked(tmp_path):
-    """Bars are sorted, so the order of the latents does not matter."""
-    kl = np.random.default_rng(0).random(12)
-    plots.save_latent_kl(tmp_path / "one.png", kl)
-    plots.save_latent_kl(tmp_path / "other.png", kl[::-1])
-    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "other.png").read_bytes()
-
-
 @pytest.mark.filterwarnings("error")
 def test_a_latent_that_collapsed(tmp_path):
     """Without any variance there is still a picture, and no warning of a division by zero."""
     plots.save_latent_space(tmp_path / "space.png", np.zeros((20, 3)), np.arange(20) % 10)
-    plots.save_latent_kl(tmp_path / "kl.png", np.zeros(3))
     assert (tmp_path / "space.png").stat().st_size > 1000
-    assert (tmp_path / "kl.png").stat().st_size > 1000

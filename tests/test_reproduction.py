@@ -185,6 +185,16 @@ def test_weights_and_pictures_may_differ_only_on_another_machine(tmp_path, other
     assert found == (getattr(reproduction, kind), "largest difference 1 over 3 numbers")
 
 
+@pytest.mark.parametrize(("other_machine", "kind"), [(False, "DIFFERENT"), (True, "CLOSE")])
+def test_a_chart_may_differ_like_a_picture(tmp_path, other_machine, kind):
+    """A latent with few nats changes by more than a figure may."""
+    paths = [tmp_path / folder / "latents.csv" for folder in ("plots", "recorded/plots")]
+    for path, nats in zip(paths, (0.2, 0.3), strict=True):
+        path.parent.mkdir(parents=True)
+        path.write_text(f"latent,nats\n1,{nats}\n")
+    assert reproduction.verdict(paths[0], "0", paths[1], other_machine)[0] == getattr(reproduction, kind)
+
+
 def test_files_are_compared_one_by_one(tmp_path, capsys):
     """Each file has a verdict: the same, different, of another shape, or missing."""
     folder, recorded = tmp_path / "tree", tmp_path / "recorded"

@@ -24,13 +24,12 @@ def main(params: Path, data_folder: Path, model_file: Path, *, result: Path, pag
     order = torch.randperm(len(x), generator=streams.stream(config.annealing.seed, "annealing images"))
     chosen = x[order[:count].to(where)]
     values = annealed_importance.evaluate(vae, chosen, config.annealing)
+    if doubt := annealed_importance.doubt(values):
+        raise InputError(f"{result} is not written: {doubt}")
     files.write_json(result, values)
     table = readme.bounds(values)
     page.write_text(readme.insert(page.read_text(), table, "bounds"))
     print(f"{values['images']} test images, nats:\n{table}")
-    print(f"{values['images']} images that the model made, nats:")
-    for name in ("simulated_upper_nats", "simulated_lower_nats", "simulated_gap_nats"):
-        print(f"  {name:20} {values[name]:7.2f} ± {values[f'{name}_stderr']:.2f}")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def main(
     samples, run_id = files.read_json(quality), files.read_json(run)["run_id"]
     store = Store(repository.main_repository(), load(params).track.experiment)
     recorded, present = store.run_tags(run_id, Tag.MODEL)[Tag.MODEL], files.sha256(model)
-    for path, measured in ((quality, samples["model_sha256"]), (run, recorded)):
+    for path, measured in ((quality, samples.get("model_sha256")), (run, recorded)):
         if measured != present:
             raise InputError(
                 f"{path} was measured on another model than {model}; `dvc repro && dvc repro quality/dvc.yaml` first"
@@ -51,7 +51,7 @@ def main(
     check(config, recipe_params(git("show", f"HEAD:./{params}").decode(), recipes / f"{recipe}.sh"), run_id, recipe)
     seconds = store.training_seconds(run_id)
     parameters = sum(parameter.numel() for parameter in load_model(model).parameters())
-    new = leaderboard.row(recipe, config.train.seed, parameters, seconds, files.read_json(evaluation), samples)
+    new = leaderboard.row(recipe, config, parameters, seconds, files.read_json(evaluation), samples)
     if board.is_file():
         files.read_text(board)  # refuses conflict marks
     rows = leaderboard.put(leaderboard.read(board), new)
@@ -73,10 +73,11 @@ def recipe_params(committed: str, recipe: Path) -> Params:
 
 
 def check(config: Params, expected: Params, run_id: str, recipe: str) -> None:
-    """Raises InputError if a run's params make another model than the recipe does, apart from its seed."""
+    """Raises InputError if a run's params make another model than the recipe does, apart from its seed, or score it on
+    other pixels."""
     values = leaves(config)
     for name, value in leaves(expected).items():
-        if name.partition(".")[0] in TRAINING and name != "train.seed" and values[name] != value:
+        if name.startswith((*TRAINING, "evaluate.seed")) and name != "train.seed" and values[name] != value:
             raise InputError(
                 f"run {run_id}: {name} is {values[name]}, and {value} in the recipe; `bash recipes/{recipe}.sh` first"
             )

@@ -23,6 +23,9 @@ def test_killed_training_ends_as_killed_resumes_and_gives_the_same_bits(project)
     with project.after_one_epoch(lambda: project.train("killed")) as training:
         run = new_run(project, before)
         wait_for(lambda: project.epochs(run))  # it moves while it works
+        curves, validation = (project.folder / "killed" / name for name in ("train.csv", "validation.json"))
+        wait_for(validation.is_file)
+        assert len(curves.read_text().splitlines()) == 2  # the names of the columns, and one epoch
         assert project.status(run) == "RUNNING"
         training.process.kill()
         training.ended(-signal.SIGKILL)
@@ -31,7 +34,14 @@ def test_killed_training_ends_as_killed_resumes_and_gives_the_same_bits(project)
     assert project.epochs(run) == [1]
     assert not (project.folder / "killed/vae.safetensors").exists()
 
-    assert "resuming after epoch 1" in project.train("killed").ended()
+    written = [path.read_bytes() for path in (curves, validation)]
+    for path in (curves, validation):
+        path.unlink()  # as dvc does before it runs a stage
+    with project.all_cores():
+        training = project.train("killed")
+        wait_for(validation.is_file)  # the files go on before the next epoch
+        assert [path.read_bytes() for path in (curves, validation)] == written
+    assert "resuming after epoch 1" in training.ended()
     assert project.runs().keys() - before.keys() == {run}  # the same run goes on
     assert project.status(run) == "RUNNING"  # open, for the track stage
     assert project.epochs(run) == [1, 2, 3]

@@ -19,6 +19,7 @@ from vae.evaluation import metrics
 from vae.model import VAE
 from vae.params import Annealing
 
+MORE = "raise annealing.temperatures or annealing.chains, or lower annealing.step_size"
 CHUNK = 512  # chains at a time, so that their activations fit into a cache
 
 
@@ -145,6 +146,25 @@ def simulate(model: VAE, count: int, generator: torch.Generator) -> tuple[Tensor
     """Draws z ~ p(z) and x ~ p(x|z), so that z is also an exact sample of p(z|x). Returns x (N, P), z (N, D)."""
     z = model.prior.sample(count, generator)
     return torch.bernoulli(model.means(z), generator=generator), z
+
+
+def doubt(values: dict[str, Any]) -> str | None:
+    """Why the figures of metrics/annealing.json cannot be right, with the way out. None if nothing is wrong.
+    Beyond their joint error, the annealed bound must not be above an importance-weighted bound, and the bounds from
+    both sides must not cross."""
+    rows = values["importance_weighted"]
+    listed = [(name, value) for part in (values, *rows) for name, value in part.items() if isinstance(value, float)]
+    if wrong := [name for name, value in listed if not math.isfinite(value)]:
+        return f"{wrong[0]} is not finite; lower annealing.step_size"
+    limit, gap = -metrics.ERRORS, values["simulated_gap_nats"]
+    for row in rows:
+        if row["iw_minus_ais_nats"] < limit * row["iw_minus_ais_nats_stderr"] - metrics.ROUNDING_NATS:
+            bound, count = f"{row['nll_iw_nats']:.2f}", row["importance_samples"]
+            annealed = f"{values['nll_ais_nats']:.2f}"
+            return f"the bound with K={count}, {bound}, is below the annealed one, {annealed}, which is tighter; {MORE}"
+    if gap < limit * values["simulated_gap_nats_stderr"] - metrics.ROUNDING_NATS:
+        return f"on images that the model made, the upper bound is {-gap:.2f} below the lower bound; {MORE}"
+    return None
 
 
 def evaluate(model: VAE, x: Tensor, config: Annealing) -> dict[str, Any]:

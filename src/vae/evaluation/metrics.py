@@ -18,6 +18,9 @@ from vae.streams import binarization, stream
 ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, section 5.2
 ERRORS = 3  # standard errors: a figure that is further on the wrong side of its limit is no accident
 ROUNDING_NATS = 1e-3  # of sums in float32
+CURVE = ("importance_samples", "nll_iw_nats", "lower_nats", "upper_nats")  # one standard error below and above
+Figures = dict[str, float | int | str]
+Curve = list[tuple[float, ...]]
 LEAST_EFFECTIVE = 1.01  # importance samples
 CHUNK = 2048  # images decoded at a time: 6 MB of float32 pixels
 
@@ -30,23 +33,31 @@ def means(values: dict[str, Tensor]) -> dict[str, float]:
     }
 
 
+def marks(samples: int) -> list[int]:
+    """The numbers of samples for which the bound is kept: 1, 2, 5, 10, 20, ... and `samples`."""
+    steps = (step * 10**power for power in range(len(str(samples))) for step in (1, 2, 5))
+    return [*(step for step in steps if step < samples), samples]
+
+
 class ImportanceWeights:
     """The sums over k of w and w^2 for B images, kept as logarithms, from log-weights that come in chunks."""
 
-    def __init__(self, images: int, device: torch.device) -> None:
+    def __init__(self, images: int, samples: int, device: torch.device) -> None:
         self.samples = 0
+        self.marks = marks(samples)
+        self.bounds: list[Tensor] = []  # (B,), -(logsumexp_k log w_k - log K) of the first K samples, for each mark K
         self.log_sum = torch.full((images,), -math.inf, dtype=torch.float64, device=device)  # (B,)
         self.log_square_sum = self.log_sum.clone()  # (B,)
 
     def add(self, log_w: Tensor) -> None:
         """Shapes: log_w (B, K), float64."""
-        self.samples += log_w.shape[1]
+        before, self.samples = self.samples, self.samples + log_w.shape[1]
+        for mark in self.marks:
+            if before < mark <= self.samples:
+                log_sum = torch.logaddexp(self.log_sum, torch.logsumexp(log_w[:, : mark - before], dim=1))
+                self.bounds.append(math.log(mark) - log_sum)
         self.log_sum = torch.logaddexp(self.log_sum, torch.logsumexp(log_w, dim=1))
         self.log_square_sum = torch.logaddexp(self.log_square_sum, torch.logsumexp(2 * log_w, dim=1))
-
-    def log_mean(self) -> Tensor:
-        """logsumexp_k log w_k - log K. Its mean is a lower bound on log E[w] (Burda et al. 2016, eq. 8). (B,)."""
-        return self.log_sum - math.log(self.samples)
 
     def effective_sample_size(self) -> Tensor:
         """(sum_k w_k)^2 / sum_k w_k^2: K for equal weights, 1 if one outweighs the rest (Kong 1992). (B,)."""
@@ -60,6 +71,7 @@ class Bounds(NamedTuple):
     distortion: Tensor
     nll: Tensor
     effective_sample_size: Tensor
+    curve: Tensor  # nll from the first samples, for each of `marks(K)`. (B, M)
 
 
 @torch.no_grad()
@@ -67,9 +79,9 @@ def bounds(model: VAE, x: Tensor, samples: int, generator: torch.Generator) -> B
     """Rate, distortion and the importance-weighted bound of each image, from the same K samples.
     nll = -(logsumexp_k log w_k - log K) (Burda et al. 2016, eq. 8). The samples of an image come in chunks, and only
     running sums are kept.
-    Shapes: x (B, P) -> (B,) each."""
+    Shapes: x (B, P) -> (B,) each, and the curve (B, M)."""
     encoded = model.encode(x)  # (B, D), (B, D)
-    weights = ImportanceWeights(len(x), x.device)
+    weights = ImportanceWeights(len(x), samples, x.device)
     rate_sum, distortion_sum = torch.zeros_like(weights.log_sum), torch.zeros_like(weights.log_sum)
     size = max(1, CHUNK // len(x))
     for start in range(0, samples, size):
@@ -78,7 +90,8 @@ def bounds(model: VAE, x: Tensor, samples: int, generator: torch.Generator) -> B
         weights.add(-(rate + distortion))
         rate_sum += rate.sum(dim=1)
         distortion_sum += distortion.sum(dim=1)
-    return Bounds(rate_sum / samples, distortion_sum / samples, -weights.log_mean(), weights.effective_sample_size())
+    curve, effective = torch.stack(weights.bounds, dim=1), weights.effective_sample_size()  # (B, M), (B,)
+    return Bounds(rate_sum / samples, distortion_sum / samples, curve[:, -1], effective, curve)
 
 
 def over_images(model: VAE, images: Tensor, samples: int, generator: torch.Generator, label: str) -> Bounds:
@@ -141,8 +154,8 @@ def doubt(values: dict[str, Any]) -> str | None:
     return None
 
 
-def evaluate(model: VAE, grey: Tensor, train: Tensor, config: Evaluate) -> dict[str, float | int | str]:
-    """All of metrics/evaluation.json: means over the images of the test split, in nats.
+def evaluate(model: VAE, grey: Tensor, train: Tensor, config: Evaluate) -> tuple[Figures, Curve]:
+    """All of metrics/evaluation.json and plots/bound.csv: means over the images of the test split, in nats.
 
     The binarization is drawn once, from the seed alone, so that every model is scored on the same binary images. ELBO,
     rate and distortion are means over the samples of the importance-weighted bound. Training images show overfitting.
@@ -168,7 +181,9 @@ def evaluate(model: VAE, grey: Tensor, train: Tensor, config: Evaluate) -> dict[
         }
     )
     packed = x.bool().cpu().numpy().tobytes()
-    return {
+    points = [(count, *means({"nll": nll}).values()) for count, nll in zip(marks(samples), binary.curve.T, strict=True)]
+    curve: Curve = [(count, nll, nll - error, nll + error) for count, nll, error in points]
+    figures: Figures = {
         **values,
         "importance_samples": samples,
         "active_units": active_units(mu),
@@ -176,3 +191,4 @@ def evaluate(model: VAE, grey: Tensor, train: Tensor, config: Evaluate) -> dict[
         "test_images": len(x),
         "binarization_sha256": hashlib.sha256(packed).hexdigest(),
     }
+    return figures, curve

@@ -1,18 +1,13 @@
-"""Pictures from arrays. Grids of digits are PNGs of their own pixels. Charts are drawn by matplotlib."""
+"""Pictures from arrays. Grids of digits are PNGs of their own pixels. The latent space is drawn by matplotlib."""
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from vae.idx import SIDE
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 SCALE = 2  # screen pixels for each pixel of a digit, in each direction
 GAP = 2  # pixels between two digits
@@ -43,22 +38,6 @@ def save_grid(path: Path, images: NDArray, columns: int) -> None:
     grid(images, columns).save(path, optimize=True)
 
 
-def _save_figure(figure: "Figure", path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, metadata={"Software": None})  # the version would change the bytes
-
-
-def _axes(width: float, height: float) -> "tuple[Figure, Axes]":
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # imported here, because it takes half a second
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
 def principal_components(points: NDArray) -> tuple[NDArray, NDArray]:
     """The coordinates on the two directions with the largest variance, and the share of variance of each.
     Shapes: (N, D) -> (N, 2), (2,)."""
@@ -72,10 +51,15 @@ def principal_components(points: NDArray) -> tuple[NDArray, NDArray]:
 def save_latent_space(path: Path, mu: NDArray, labels: NDArray) -> None:
     """Draws posterior means (N, D) on their two principal components, coloured by class (N,), with the number of each
     class at its median."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # imported here, because it takes half a second
+    from matplotlib.figure import Figure
     from matplotlib.patheffects import withStroke
 
     points, share = principal_components(mu)
-    figure, axes = _axes(6.4, 5.2)
+    figure = Figure(figsize=(6.4, 5.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
     classes = max(10, int(labels.max()) + 1)
     colours, most = "tab10" if classes == 10 else "turbo", classes - 0.5
     scatter = axes.scatter(points[:, 0], points[:, 1], c=labels, cmap=colours, vmin=-0.5, vmax=most, s=3, linewidths=0)
@@ -87,14 +71,5 @@ def save_latent_space(path: Path, mu: NDArray, labels: NDArray) -> None:
     axes.set_title("Posterior means of the test images")
     axes.set_xlabel(f"first principal component ({share[0]:.0%} of the variance)")
     axes.set_ylabel(f"second principal component ({share[1]:.0%})")
-    _save_figure(figure, path)
-
-
-def save_latent_kl(path: Path, kl: NDArray) -> None:
-    """Draws the nats in each latent on its own, largest first. (D,)."""
-    figure, axes = _axes(6.4, 3.6)
-    axes.bar(range(1, len(kl) + 1), np.sort(kl)[::-1], width=0.8)
-    axes.set_title("Information in each latent dimension")
-    axes.set_xlabel("latent dimension, by rank")
-    axes.set_ylabel("KL to a Gaussian of equal moments, nats")
-    _save_figure(figure, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, metadata={"Software": None})  # the version would change the bytes

@@ -2,7 +2,9 @@
 
 import csv
 import hashlib
+import io
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -42,14 +44,24 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Writes a JSON file, and creates its folder if it is missing."""
+def _replace(path: Path, text: str) -> None:
+    """Writes a file whole or not at all, so that no reader sees half of it. Creates its folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values, indent=2) + "\n")
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, newline="")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Writes a JSON file."""
+    _replace(path, json.dumps(values, indent=2) + "\n")
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
-    """Writes a CSV file, and creates its folder if it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([columns, *rows])
+    """Writes a CSV file."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+    _replace(path, text.getvalue())

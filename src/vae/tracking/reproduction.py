@@ -89,8 +89,8 @@ def _texts(path: Path) -> dict[str, str]:
 
 def verdict(path: Path, expected: str, recorded: Path, other_machine: bool) -> tuple[str, str]:
     """One of the three verdicts on a file, and what it rests on. `expected` is the recorded SHA-256, and `recorded` the
-    recorded file. Figures (JSON and CSV) have a tolerance. Weights, samples and pictures have none: they follow the
-    noise of rounding, and another kind of machine gives others (docs/numbers.md)."""
+    recorded file. Figures (JSON and CSV) have a tolerance. Weights, samples, pictures and charts have none: they follow
+    the noise of rounding, and another kind of machine gives others (docs/numbers.md)."""
     if not path.is_file():
         return DIFFERENT, "missing"
     if sha256(path) == expected:
@@ -105,7 +105,7 @@ def verdict(path: Path, expected: str, recorded: Path, other_machine: bool) -> t
         return DIFFERENT, "other numbers are finite"
     apart = np.abs(np.nan_to_num(first - second))
     found = f"largest difference {apart.max():.3g} over {first.size} numbers"
-    if path.suffix in FIGURES:
+    if path.suffix in FIGURES and path.parent.name != "plots":
         close = bool(np.all(apart <= TOLERANCE * np.abs(np.nan_to_num(first)) + SMALLEST))
         return (CLOSE if close else DIFFERENT), found
     return (CLOSE if other_machine else DIFFERENT), found
