@@ -39,9 +39,11 @@ def load(path: Path, schema: type[Config], build: Callable[[Config], Network], r
             described.pop(TRAINED, None)
             config = schema.model_validate(described)
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        if wrong := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+            raise ValueError(f"{wrong[0]} has a value that is not finite")
         network = build(config).to(device)
         network.load_state_dict(weights)
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: not a {kind} of this project ({reason}); {remedy}") from error
     return network.eval()

@@ -96,7 +96,7 @@ def run(main: Callable[..., None]) -> None:
         sys.exit(f"error: {error}")
     except OSError as error:
         if error.filename is not None:  # an unwritable folder
-            sys.exit(f"error: {error.filename}: {error.strerror}; make sure that it exists and can be written")
+            sys.exit(f"error: {error.filename}: {error.strerror}; make sure that it exists, can be read and written")
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         sys.exit(f"error: {error.strerror}; make room, and start again")
