@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -131,14 +131,43 @@ def small_disk(folder: Path, *options: str) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def full(folder: Path, leave: int = 0) -> Path:
-    """Fills the disk of a folder, except so many bytes, with one file."""
-    ballast = folder / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-        except OSError:
-            pass
-        file.truncate(max(0, file.tell() - leave))
-    return ballast
+# The start of a command of root's that obeys the permissions of files, as other users do.
+OBEDIENT = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search"]
+
+
+@contextmanager
+def read_only(path: Path) -> Iterator[list[str]]:
+    """A file or a folder with all that is in it cannot be written. Gives the start of a command that obeys this."""
+    subprocess.run(["chmod", "-R", "a-w", str(path)], check=True)
+    try:
+        yield OBEDIENT if os.geteuid() == 0 else []
+    finally:
+        subprocess.run(["chmod", "-R", "u+w", str(path)], check=True)
+
+
+@contextmanager
+def full_disk(folder: Path) -> Iterator[list[str]]:
+    """A disk without room in the place of a folder."""
+    with small_disk(folder, "size=64k"):
+        full(folder)
+        yield []
+
+
+@contextmanager
+def no_inodes(folder: Path) -> Iterator[list[str]]:
+    """A disk on which no file can be made, in the place of a folder."""
+    with small_disk(folder, "nr_inodes=1"):
+        yield []
+
+
+@contextmanager
+def few_handles(_folder: Path) -> Iterator[list[str]]:
+    """The start of a command that can open few files at a time."""
+    yield ["prlimit", "--nofile=9"]
+
+
+def full(folder: Path) -> None:
+    """Fills the disk of a folder with one file."""
+    with (folder / "ballast").open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))

@@ -151,7 +151,8 @@ def run(main: Callable[..., None]) -> None:
         if error.filename is None and error.errno not in CURES:
             raise
         cure = CURES.get(error.errno or 0, "make sure that it exists, and can be read and written")
-        status = f"error: {error.filename or 'system'}: {error.strerror}; {cure}, and start again"
+        files = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+        status = f"error: {files or 'system'}: {error.strerror}; {cure}, and start again"
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
     except SystemExit as error:
