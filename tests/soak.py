@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from tests import faults
-from tests.pipeline.project import ROOT, TRACK, Project, Started, command_line
+from tests.pipeline.project import TRACK, Project, Started, command_line
 from vae.evaluation import readme
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)

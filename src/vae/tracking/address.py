@@ -98,14 +98,11 @@ class OutOfPatience(BaseException):
 
 
 def patience() -> float:
-    """The seconds after which a script gives up on the store. Raises InputError if the variable is no number."""
-    try:
-        seconds = float(text := os.environ.get("STORE_PATIENCE", "300"))
-    except ValueError:
-        seconds = 0
-    if not 0 < seconds < float("inf"):
-        raise InputError(f"STORE_PATIENCE={text}: not a number of seconds")
-    return seconds
+    """The seconds after which a script gives up on the store. Raises InputError if the variable is no such number."""
+    given = os.environ.get("STORE_PATIENCE", "300")
+    if not re.fullmatch(r"\d{1,9}(\.\d+)?", given) or not float(given):
+        raise InputError(f"STORE_PATIENCE={given}: not a number of seconds")
+    return float(given)
 
 
 @contextmanager
@@ -133,9 +130,8 @@ def _wait_to_connect(dialect: Dialect, _record: object, _arguments: object, opti
 
 
 @event.listens_for(Engine, "before_cursor_execute", retval=True)
-def _wait_to_execute(*arguments: Any) -> tuple[str, Any]:
+def _wait_to_execute(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> tuple[str, Any]:
     """MLflow sets a shorter time for each of its sessions."""
-    _, _, statement, parameters, *_ = arguments
     return statement.replace("busy_timeout = 20000", f"busy_timeout = {1000 * LOCKED_SECONDS}"), parameters
 
 
