@@ -154,6 +154,7 @@ def run(main: Callable[..., None]) -> None:
         files = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
         status = f"error: {files or 'system'}: {error.strerror}; {cure}, and start again"
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a user who presses Ctrl-C again
         status = 128 + signal.SIGINT
     except SystemExit as error:
         status = error.code
