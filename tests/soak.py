@@ -67,6 +67,9 @@ class Soak:
     """Faults in one project, which has the results of one `dvc repro`, and their counts by kind."""
 
     def __init__(self, project: Project, seed: int) -> None:
+        signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        )  # a shell's background job, and its children, ignore it
         self.project, self.random = project, Random(seed)
         self.hashes, self.first = project.hashes(), project.recorded()
         self.model = project.client.get_run(self.first).data.tags["vae.model_sha256"]
@@ -108,8 +111,8 @@ class Soak:
         done = project.start(*COMMANDS[name]).finish()
         require(done.returncode == 0, f"{name}: {done.stderr}")
         runs = project.runs()
-        (run_id,) = [name for name, run in runs.items() if run.info.status == "FINISHED"]
-        require(len(runs) == 1, f"{name}: {[run.info.status for run in runs.values()]}")
+        require([run.info.status for run in runs.values()] == ["FINISHED"], f"{name}: {runs}")
+        (run_id,) = runs
         if name != "dvc exp run --temp":
             require(project.hashes() == self.hashes, f"{name}: other bits")
             project.assert_whole(run_id)
@@ -238,7 +241,7 @@ class Soak:
     def rounds(self) -> tuple[Callable[[], None], ...]:
         """All kinds of rounds, as often as they are worth it."""
         disks = (self.disks,) if faults.mounts() else ()
-        return self.kills, self.files, self.kills, self.stores, self.kills, self.checkpoints, *disks
+        return self.files, self.kills, self.stores, self.kills, self.checkpoints, self.kills, *disks
 
     def report(self) -> dict[str, Any]:
         """What is written to metrics/faults.json."""

@@ -60,8 +60,10 @@ def test_a_training_without_room_is_one_line_and_trains_again_to_the_same_bits(p
         assert (outputs / name).read_bytes() == (project.folder / "again" / name).read_bytes()
 
 
-def test_an_interrupt_of_a_training_is_its_last_line(project):
+def test_an_interrupt_of_a_training_is_its_last_line(project, request):
     """Also if its observer waits for a store that does not answer. The observer ends the run by itself."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, previous))
     project.params(train={"epochs": 100000, "seed": 32})
     with faults.wrong_server("hangs") as uri:
         training = project.train("interrupted", MLFLOW_TRACKING_URI=uri)
