@@ -1,7 +1,7 @@
 # Every target sets up .venv by itself; there is nothing to install or to activate first.
 # It runs with GNU make 3.81 and bash 3.2, which macOS has.
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-matrix test-scale lint deps ui server setup which sync doctor reproduce serving leaderboard bounds bench audit experiments
+.PHONY: help run test test-fast test-matrix test-scale lint deps ui server setup which sync doctor reproduce serving leaderboard bounds bench audit experiments soak
 SHELL := bash
 
 PYTHON ?= python3
@@ -117,6 +117,9 @@ bounds: setup  ## check the likelihood bound by annealed importance sampling; wr
 
 bench: setup data/train-images-idx3-ubyte  ## PART=whole, speed, quality, cost, growth, or all; writes metrics/bench.json, docs/speed.md
 	@PYTHONPATH=. python -m bench data metrics/bench.json docs/speed.md $(PART)
+
+soak: setup  ## injects faults by a seed, and counts what survives: MINUTES=60 SEED=0; writes metrics/faults.json, docs/faults.md
+	@PYTHONPATH=.:src python -m tests.soak "$${SEED:-0}" "$${MINUTES:-60}" metrics/faults.json docs/faults.md
 
 data/train-images-idx3-ubyte: | setup
 	dvc repro download

@@ -5,7 +5,7 @@ from vae.runtime import command
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from vae import data, device, model, prior, streams
 from vae.errors import InputError
@@ -37,7 +37,7 @@ def main(params: Path, data_folder: Path, model_file: Path, samples: Path) -> No
     plots.save_grid(samples / "grid.png", means[:count].cpu().numpy(), config.generate.columns)
     plots.save_grid(samples / "row.png", means[:ROW].cpu().numpy(), ROW)
     # Unlike NumPy's own format, which is a ZIP file, it has the same bytes with every version of Python.
-    save_file({"z": z, "means": means, "pixels": pixels}, samples / "samples.safetensors")
+    (samples / "samples.safetensors").write_bytes(save({"z": z, "means": means, "pixels": pixels}))
 
     mu, _ = vae.encode(data.unit(validation[:ends].to(where)))  # (2 R, D)
     paths = prior.path(vae.prior, mu[::2], mu[1::2], STEPS).transpose(0, 1)  # (R, S, D)

@@ -25,6 +25,7 @@ def main(
     nearest: Path,
 ) -> None:
     state = State(params, data, model, curves, validation, evaluation, plots, samples)
+    state.check()
     empty_if_stale(state, quality, nearest)
     run_id = record(state, repository.main_repository())
     files.write_json(run, {"run_id": run_id})

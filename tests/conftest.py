@@ -4,6 +4,7 @@ from vae.runtime import command, mirrors
 
 import math
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from vae.evaluation import leaderboard
 from vae.model import VAE
 from vae.prior import StandardNormal
 
+if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # an interrupt of the tests is pytest's
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.set_wakeup_fd(-1)
 command.ask_local_servers_directly()  # also if the user has a proxy, tests reach the servers that they start
 # The user's settings of git change no test. A hook of git, or a shell, may have set variables that lead git elsewhere.
 for name in [name for name in os.environ if name.startswith(("GIT_", "TORCHRUN"))]:

@@ -3,6 +3,7 @@
 from vae.runtime import checkpoint
 
 import hashlib
+import io
 import os
 import signal
 import subprocess
@@ -59,25 +60,27 @@ def test_the_training_of_a_model_is_known(tmp_path):
     model.write_bytes(b"model")
     assert checkpoint.training_of(tmp_path, sha256) is None
     for own in (True, False):
-        checkpoint.Checkpoint(checkpoint.state_folder(tmp_path) / f"key {own}.pt", own).finish(model)
-        assert checkpoint.training_of(tmp_path, sha256) == f"key {own}"
+        key = f"{own:064x}"
+        checkpoint.Checkpoint(checkpoint.state_folder(tmp_path) / f"{key}.pt", own).finish(model)
+        assert checkpoint.training_of(tmp_path, sha256) == key
     assert checkpoint.training_of(tmp_path, "0" * 64) is None
+    (note,) = tmp_path.rglob("*.training")
+    for damaged in (b"", b"\xff", b"' or 1", (note.read_bytes()[:-1])):
+        note.write_bytes(damaged)
+        assert checkpoint.training_of(tmp_path, sha256) is None
 
 
 def test_a_write_that_fails_keeps_the_previous_checkpoint(tmp_path, monkeypatch, capsys):
     """The disk is full in the middle of a write. The last whole checkpoint stays, and the training continues."""
-    write = torch.save
 
-    def full(state: object, path: object) -> None:
-        write(state, path)
-        os.truncate(path, 100)
-        raise OSError(28, "No space left on device", str(path))
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
 
     with checkpoint.checkpoint(tmp_path, KEY) as saved:
         saved.save(STATE)
-        monkeypatch.setattr(torch, "save", full)
+        monkeypatch.setattr(os, "fsync", full)  # the disk reports it here at the latest
         saved.save({"fit": {}, "records": []})
-        assert "no checkpoint" in capsys.readouterr().err
+        assert "no checkpoint (No space left on device)" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.partial"))
     with checkpoint.checkpoint(tmp_path, KEY) as saved:
         assert equal(saved.load(), STATE)
@@ -99,6 +102,7 @@ def broken(content: bytes) -> dict[str, bytes]:
         "a stopped pickle": b"\x80\x02.",
         "a cut pickle": b"\x80\x02}q\x00X",
         "tail only": content[half:],
+        "one bit": content[:half] + bytes([content[half] ^ 1]) + content[half + 1 :] if content else b"",
     }
 
 
@@ -118,6 +122,15 @@ def test_an_unreadable_checkpoint_is_none(tmp_path, capfd, damage):
         assert equal(saved.load(), STATE)
 
 
+def test_the_checkpoint_of_another_training_is_unreadable(tmp_path, capsys):
+    """Its tensors would have other names or shapes, or would silently continue another training."""
+    with checkpoint.checkpoint(tmp_path, KEY) as saved, checkpoint.checkpoint(tmp_path, "other") as other:
+        saved.save(STATE)
+        saved.path.rename(other.path)
+        assert other.load() is None
+    assert "damaged, or of another training; training from the start" in capsys.readouterr().err.replace(")", "")
+
+
 def test_a_checkpoint_runs_no_code(tmp_path):
     """A pickle that would run code when loaded is unreadable."""
     trace = tmp_path / "trace"
@@ -129,8 +142,10 @@ def test_a_checkpoint_runs_no_code(tmp_path):
     with checkpoint.checkpoint(tmp_path, KEY) as saved:
         saved.save(STATE)
         (path,) = tmp_path.rglob("*.pt")
-        torch.save(Payload(), path)
-        assert saved.load() is None
+        for before in (b"", None):  # with the digest of a whole checkpoint, too
+            torch.save(Payload(), content := io.BytesIO())
+            path.write_bytes((saved._digest(content.getvalue()) if before is None else before) + content.getvalue())
+            assert saved.load() is None
     assert not trace.exists()
 
 

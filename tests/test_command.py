@@ -4,6 +4,7 @@ from vae.runtime import command
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -93,7 +94,26 @@ def test_a_path_that_cannot_be_used_is_one_line(ended, body):
 def test_a_full_disk_is_one_line(ended):
     """The system reports it without a file name if the file is open already."""
     code, out, err = ended("raise OSError(28, 'No space left on device')", "a", "b")
-    assert (code, out, err) == (1, "", "error: No space left on device; make room, and start again\n")
+    assert (code, out, err) == (1, "", "error: system: No space left on device; make room, and start again\n")
+    _, _, err = ended("raise OSError(28, 'No space left on device', 'file')", "a", "b")
+    assert err == "error: file: No space left on device; make room, and start again\n"
+
+
+def test_too_many_open_files_are_one_line(ended):
+    """Here the import of a module fails, or a file of this script."""
+    body = "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))\nsource.read_text()"
+    code, out, err = ended(body, "a", "b")
+    assert (code, out, err) == (
+        1,
+        "",
+        "error: a: Too many open files; raise the limit with `ulimit -n`, and start again\n",
+    )
+
+
+def test_output_that_cannot_be_written_is_no_success(script, tmp_path):
+    process = script("import os\nos.dup2(os.open('/dev/full', os.O_WRONLY), 1)\nprint('result')", "a", "b")
+    _, err = process.communicate(timeout=HANG_SECONDS)
+    assert (process.returncode, err) == (1, "error: system: No space left on device; make room, and start again\n")
 
 
 def test_a_fault_of_the_program_keeps_its_traceback(ended):
@@ -134,7 +154,57 @@ def test_a_signal_unwinds(script, tmp_path, name):
     _, err = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 128 + signal.Signals[name]
     assert (tmp_path / "out").read_text() == "unwound"
-    assert err == ""
+    assert err == "interrupted\n"
+
+
+HUNG = """
+from vae.runtime import command
+command.last_words = "stopped"
+import ctypes, threading
+threading.Thread(target=threading.Event().wait).start()  # as of a client library
+print("ready", flush=True)
+"""
+UNTIL = {
+    "in a library": "ctypes.CDLL(None).sleep(600)",
+    "in a finally": "try:\n    time.sleep(600)\nfinally:\n    time.sleep(600)",
+    "while it waits for a thread": "[item.join() for item in threading.enumerate()[1:]]",
+}
+
+
+@pytest.mark.parametrize("place", UNTIL)
+def test_an_interrupt_ends_a_script_that_hangs(script, place):
+    process = script(HUNG + UNTIL[place], "a", "b")
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=HANG_SECONDS)[1] == "stopped\n"
+    assert process.returncode == 128 + signal.SIGINT
+
+
+def test_an_interrupt_while_a_script_imports_is_one_line(tmp_path):
+    (tmp_path / "slow.py").write_text("import time\nprint('ready', flush=True)\ntime.sleep(600)\n")
+    code = "from vae.runtime import command; import slow"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "preexec_fn": heed_interrupts}
+    environment = os.environ | {"PYTHONPATH": f"{SOURCE}{os.pathsep}{tmp_path}"}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, **pipes) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=HANG_SECONDS)[1] == "interrupted\n"
+    assert process.returncode == 128 + signal.SIGINT
+
+
+def test_every_script_heeds_interrupts_before_it_imports_anything_else(root):
+    for path in [*root.glob("pipeline/*.py"), *root.glob("tools/*.py")]:
+        text = path.read_text()
+        if "command.run(" in text:
+            first = next(line for line in text.splitlines() if line.startswith(("import ", "from ")))
+            assert re.match(r"from vae\.runtime import .*\bcommand\b", first), path  # its neighbours import no torch
+
+
+def test_a_background_job_goes_on_ignoring_interrupts():
+    code = "from signal import *; signal(2, SIG_IGN); from vae.runtime import command; print(repr(getsignal(2)))"
+    environment = os.environ | {"PYTHONPATH": SOURCE}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "<Handlers.SIG_IGN: 1>\n"
 
 
 def parsed(main: Callable[..., None], *arguments: str) -> dict:

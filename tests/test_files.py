@@ -92,3 +92,50 @@ def test_conflict_marks_are_named(tmp_path):
         files.read_json(path)
     files.write_json(path, {"a": "<<<<<<< "})
     assert files.read_json(path) == {"a": "<<<<<<< "}
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "is not JSON"),
+        (b"\xff\xfe{}", "is no text"),
+        (b"[1]", "is no JSON object"),
+        (99999 * b"[", "is not JSON"),
+        (b'{"a": NaN}', "is not JSON: NaN is no finite number"),
+        (b'{"a": [-1e999]}', "is not JSON: -1e999 is no finite number"),
+        (b"{}", "has no run_id"),
+        (b'{"run_id": 1}', "has a run_id that is no str"),
+    ],
+)
+def test_a_damaged_json_file_is_one_line_with_the_way_out(tmp_path, content, problem):
+    path = tmp_path / "mlflow.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        files.read_json(path, run_id=str)
+    assert str(caught.value).startswith(f"{path} {problem}")
+    assert str(caught.value).endswith("makes results again")
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_of_json_keep_their_type(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"whole": -3, "large": 12345678901234567890, "real": 1e3}')
+    values = files.read_json(path, whole=int, large=float, real=float)
+    assert [(type(value), value) for value in values.values()] == [
+        (int, -3),
+        (int, 12345678901234567890),
+        (float, 1000),
+    ]
+
+
+def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    files.write_whole(path, b"old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        files.write_whole(path, b"new")
+    assert [item.read_bytes() for item in tmp_path.iterdir()] == [b"old"]

@@ -6,8 +6,10 @@ from vae.runtime.repository import state_folder
 
 import os
 import shutil
+import signal
 import sqlite3
-from contextlib import closing
+import time
+from contextlib import closing, suppress
 from types import SimpleNamespace
 
 import pytest
@@ -15,9 +17,13 @@ from mlflow import MlflowClient, MlflowException
 from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, RESOURCE_ALREADY_EXISTS
 from mlflow.store.entities import PagedList
+from sqlalchemy import create_engine, text
 
+from tests import faults
 from vae.errors import InputError
+from vae.tracking import address
 from vae.tracking import store as stores
+from vae.tracking.address import store_errors
 from vae.tracking.places import local_path
 from vae.tracking.store import Store, Tag, commits
 
@@ -358,3 +364,83 @@ def test_models_are_registered_where_the_user_says(real_store, database, monkeyp
     store.create_registered_model("mine")
     assert [model.name for model in store.search_registered_models()] == ["mine"]
     assert not [model.name for model in real_store.search_registered_models() if model.name == "mine"]
+
+
+@pytest.mark.parametrize("answer", faults.ANSWERS)
+def test_a_server_that_answers_wrongly_is_one_line_in_a_bounded_time(tmp_path, monkeypatch, answer):
+    """Also one that asks to come back in ten minutes, or sends a byte now and then."""
+    monkeypatch.setenv("STORE_PATIENCE", "3")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    with faults.wrong_server(answer) as uri:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        with pytest.raises(InputError, match=rf"MLflow store {uri}: .+; .+") as caught:
+            Store(tmp_path, "vae")
+    assert "\n" not in str(caught.value)
+    if answer in ("429", "503", "hangs", "drips"):
+        assert "gave up after 3 s; the next start records what is missing, and STORE_PATIENCE=" in str(caught.value)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+@pytest.mark.parametrize("given", ["soon", "0", "-1", "nan", "inf", ""])
+def test_a_patience_that_is_no_time_is_one_clear_error(tmp_path, monkeypatch, given):
+    monkeypatch.setenv("STORE_PATIENCE", given)
+    with pytest.raises(InputError, match=f"STORE_PATIENCE={given}: not a number of seconds"):
+        Store(tmp_path, "vae")
+
+
+def test_the_end_of_patience_is_not_swallowed_by_a_library(real_store, monkeypatch):
+    """And the lock is free again."""
+    monkeypatch.setenv("STORE_PATIENCE", "0.2")
+
+    def work() -> None:
+        with store_errors("here"), stores.store_lock(real_store.root):
+            while True:
+                with suppress(Exception):
+                    time.sleep(60)
+
+    with pytest.raises(InputError, match=r"gave up after 0\.2 s"):
+        work()
+    with stores.store_lock(real_store.root):
+        pass
+
+
+def test_a_locked_database_is_waited_for(real_store, database):
+    """Longer than the time that MLflow sets: both connections and statements have a time of our own."""
+    client = Store(database, real_store.experiment.name)
+    with create_engine(client.uri).connect() as connection:
+        for asked in (None, "PRAGMA busy_timeout = 20000;"):  # a new connection, and a session of MLflow
+            if asked:
+                connection.execute(text(asked))
+            (milliseconds,) = connection.execute(text("PRAGMA busy_timeout")).one()
+            assert milliseconds == 1000 * address.LOCKED_SECONDS > 120_000
+    with faults.locked(database / "mlflow.db", 1.0):
+        client.create_run(client.experiment.experiment_id)
+    assert len(client.find()) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "cure"),
+    [
+        ("database is locked", "another process holds it"),
+        ("database or disk is full", "make room"),
+        ("attempt to write a readonly database", "make the file and its folder writable"),
+        ("database disk image is malformed", "the file is damaged"),
+    ],
+)
+def test_an_error_of_sqlite_names_the_way_out(said, cure):
+    with pytest.raises(InputError, match=f"{said}; {cure}"), store_errors("sqlite:///mlflow.db"):
+        raise sqlite3.OperationalError(said)
+
+
+def test_a_schema_that_is_not_finished_is_not_left_behind(tmp_path, monkeypatch):
+    """It was interrupted, or the disk was full."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mlflow.store.tracking.sqlalchemy_store.SqlAlchemyStore.__init__", stop)
+    with pytest.raises(KeyboardInterrupt):
+        Store(tmp_path, "vae")
+    assert [path.name for path in tmp_path.iterdir() if path.name != ".checkpoints"] == []

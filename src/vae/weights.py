@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialized
 from torch import nn
 
 from vae.errors import InputError
@@ -25,7 +25,8 @@ def save(network: nn.Module, path: Path, **trained: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     kind = type(config).__name__.lower()
     described = config.model_dump() | ({TRAINED: trained} if trained else {})
-    save_file(weights, path, metadata={kind: json.dumps(described)})  # one key, because two have no fixed order
+    # One key, because two have no fixed order. Python writes the file, because its errors name the file.
+    path.write_bytes(serialized(weights, metadata={kind: json.dumps(described)}))
 
 
 def load(path: Path, schema: type[Config], build: Callable[[Config], Network], remedy: str, device: str) -> Network:
@@ -46,7 +47,7 @@ def load(path: Path, schema: type[Config], build: Callable[[Config], Network], r
             raise ValueError(f"{wrong[0]} has values that are not finite")
         network = build(config).to(device)
         network.load_state_dict(weights)
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: not a {kind} of this project ({reason}); {remedy}") from error
     return network.eval()

@@ -58,6 +58,19 @@ OUTPUTS = {
     "--validation": "validation.json",
     "--run": "run.json",
 }
+RECORDED = {
+    "--data": "data",
+    "--model": "models/vae.safetensors",
+    "--curves": "metrics/train.csv",
+    "--validation": "metrics/validation.json",
+    "--evaluation": "metrics/evaluation.json",
+    "--plots": "plots",
+    "--samples": "samples",
+    "--run": "metrics/mlflow.json",
+    "--quality": "metrics/quality.json",
+    "--nearest": "metrics/nearest.png",
+}
+TRACK = ("python", "pipeline/track.py", "params.yaml", *(word for option in RECORDED.items() for word in option))
 CURVE = "val_neg_elbo_nats"
 LIMIT_SECONDS = 600  # for every wait: only a hang takes this long, however slow or busy the machine is
 DOWN = "http://127.0.0.1:9"  # an address where nothing listens

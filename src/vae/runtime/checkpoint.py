@@ -1,10 +1,11 @@
 """Checkpoints from which a killed training resumes. They lie outside the outputs that DVC deletes before a stage."""
 
-from vae.runtime.files import sha256
+from vae.runtime.files import sha256, write_whole
 from vae.runtime.repository import state_folder
 
 import hashlib
-import os
+import io
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 LOCK_SECONDS = 1  # longer than `is_held` holds the lock
+DIGEST_BYTES = 32  # before the content of a checkpoint
 LIBRARY = Path(__file__).parents[1]
 
 
@@ -41,14 +43,15 @@ class Checkpoint:
 
         if not self.own:
             return
-        partial = self.path.with_suffix(".partial")
+        torch.save(state, written := io.BytesIO())
         try:
-            torch.save(state, partial)
-            os.replace(partial, self.path)
-        except (OSError, RuntimeError) as error:  # a full disk: torch raises either. The previous checkpoint is intact
-            partial.unlink(missing_ok=True)
-            reason = str(error).partition("\n")[0]
-            print(f"{self.path}: no checkpoint ({reason}); the training goes on without", file=sys.stderr)
+            write_whole(self.path, self._digest(written.getvalue()) + written.getvalue())
+        except OSError as error:  # a full disk. The previous checkpoint is intact
+            print(f"{self.path}: no checkpoint ({error.strerror}); the training goes on without", file=sys.stderr)
+
+    def _digest(self, content: bytes) -> bytes:
+        """Tells a whole checkpoint of this training from a damaged one, and from one of another training."""
+        return hashlib.sha256(self.path.stem.encode() + content).digest()
 
     def load(self) -> dict[str, Any] | None:
         """The saved state, or None if there is none that can be read."""
@@ -57,7 +60,11 @@ class Checkpoint:
         import torch
 
         try:
-            return torch.load(self.path, weights_only=True, map_location="cpu")
+            content = self.path.read_bytes()
+            digest, content = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
+            if digest != self._digest(content):
+                raise ValueError("damaged, or of another training")
+            return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
         except Exception as error:  # noqa: BLE001 (any damaged file means a training from the start)
             reason = str(error).partition("\n")[0]
             print(f"{self.path}: unreadable checkpoint ({reason}); training from the start", file=sys.stderr)
@@ -65,7 +72,7 @@ class Checkpoint:
 
     def finish(self, model: Path) -> None:
         """Notes which training made this model, so that its MLflow run can be found, and deletes the checkpoint."""
-        self.path.with_name(f"{sha256(model)}.training").write_text(self.path.stem)
+        write_whole(self.path.with_name(f"{sha256(model)}.training"), self.path.stem.encode())
         if self.own:
             self.path.unlink(missing_ok=True)
 
@@ -73,7 +80,8 @@ class Checkpoint:
 def training_of(root: Path, model_sha256: str) -> str | None:
     """The key of the training that made this model, or None if it was not made in this repository."""
     note = state_folder(root) / f"{model_sha256}.training"
-    return note.read_text() if note.is_file() else None
+    key = note.read_text(errors="replace") if note.is_file() else ""
+    return key if re.fullmatch("[0-9a-f]{64}", key) else None  # a damaged note says nothing
 
 
 def is_held(root: Path, key: str) -> bool:

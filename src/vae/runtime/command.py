@@ -13,6 +13,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -40,11 +41,50 @@ def limit_instructions(arguments: list[str]) -> None:
     """Sets the variables above if the params.yaml that a script gets as its first argument says so.
     It is read as text, because the script checks it against the schema later, and names what is wrong."""
     path = Path(*arguments[1:2])
-    if path.suffix == ".yaml" and path.is_file() and INSTRUCTIONS.search(path.read_text(errors="replace")):
+    readable = path.suffix == ".yaml" and path.is_file() and os.access(path, os.R_OK)
+    if readable and INSTRUCTIONS.search(path.read_text(errors="replace")):
         os.environ.update(AVX2_ALONE)
 
 
 limit_instructions(sys.argv)
+
+INTERRUPT_SECONDS = 2  # after which an interrupt ends the process, whatever it waits for
+last_words = "interrupted"  # the line with which an interrupted script ends
+
+
+def leave(status: int) -> NoReturn:
+    """Ends the process now. Unloading torch would take most of a second, and waiting for threads of a client library
+    could take forever. Files are closed, and the kernel releases the locks."""
+    try:
+        if status in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+            print(last_words, file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, RuntimeError):  # a full disk, a closed pipe, or a print that this one interrupts
+        status = status or 1
+    os._exit(status)
+
+
+def _end_soon(signals: int) -> None:
+    """Ends the process a short time after an interrupt, even if its main thread never comes back from a library."""
+    while os.read(signals, 1) != bytes([signal.SIGINT]):
+        pass
+    time.sleep(INTERRUPT_SECONDS)
+    leave(128 + signal.SIGINT)
+
+
+def heed_interrupts() -> None:
+    """Makes an interrupt end this process with one line, also while it imports torch. `run` lets it unwind the stack.
+    A background job of a shell, which ignores interrupts, goes on ignoring them."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: leave(128 + signal.SIGINT))
+        signals, written = os.pipe()
+        os.set_blocking(written, False)
+        signal.set_wakeup_fd(written)
+        threading.Thread(target=_end_soon, args=(signals,), daemon=True).start()
+
+
+heed_interrupts()
 
 LOCAL = "127.0.0.1,localhost"
 
@@ -71,6 +111,13 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
+ROOM, HANDLES = "make room", "raise the limit with `ulimit -n`"
+CURES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), ROOM),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), HANDLES),
+}  # for errors of the system
+
+
 def _terminate(signum: int, _frame: FrameType | None) -> None:
     sys.exit(128 + signum)  # unwinds the stack, so that every `finally` and `with` runs
 
@@ -87,13 +134,13 @@ def _parser(main: Callable[..., None]) -> argparse.ArgumentParser:
     return parser
 
 
-def _fail(message: str) -> NoReturn:
-    """One line on stderr, and exit code 1. Under torchrun all processes would print it, so each writes it into the file
-    that torchrun reads."""
+def _report(message: str) -> None:
+    """Prints an error. Under torchrun all processes would, so each writes it into the file that torchrun reads."""
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-        Path(file).write_text(json.dumps({"message": message, "timestamp": int(time.time())}))
-        sys.exit(1)
-    sys.exit(f"error: {message}")
+        content = {"message": message.removeprefix("error: "), "timestamp": int(time.time())}
+        Path(file).write_text(json.dumps(content))
+    else:
+        print(message, file=sys.stderr)
 
 
 def run(main: Callable[..., None]) -> None:
@@ -103,24 +150,32 @@ def run(main: Callable[..., None]) -> None:
     An InputError, or a file that cannot be read or written, is one line on stderr and exit code 1."""
     arguments = vars(_parser(main).parse_args())
     signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     keep_freed_memory()
+    status: int | str | None = 0
     try:
         main(**arguments)
+        sys.stdout.flush()
     except InputError as error:
-        _fail(str(error))
+        status = f"error: {error}"
     except OSError as error:
-        if error.filename is not None:  # an unwritable folder
-            _fail(f"{error.filename}: {error.strerror}; make sure that it exists and can be written")
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.filename is None and error.errno not in CURES:
             raise
-        _fail(f"{error.strerror}; make room, and start again")
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+        cure = CURES.get(error.errno or 0, "make sure that it exists, and can be read and written")
+        files = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+        status = f"error: {files or 'system'}: {error.strerror}; {cure}, and start again"
     except (MemoryError, RuntimeError) as error:
         if not memory.is_short(error):
             raise
         reason = str(error).partition("\n")[0].rpartition("] ")[2]
-        sys.exit(f"error: not enough memory ({reason}); lower the sizes in params.yaml, or end other programs")
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)  # everything is written and closed; unloading torch takes most of a second in each stage
+        status = f"error: not enough memory ({reason}); lower the sizes in params.yaml, or end other programs"
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a user who presses Ctrl-C again
+        status = 128 + signal.SIGINT
+    except SystemExit as error:
+        status = error.code
+    if isinstance(status, str):
+        _report(status)
+        status = 1
+    leave(status or 0)

@@ -1,9 +1,10 @@
 """How far a training is: a bar in a terminal, else one line for each epoch, so that logs do not stay silent."""
 
+from vae.runtime import command
+
 import sys
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Self
 
 from tqdm import tqdm
@@ -23,15 +24,13 @@ class Bar:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, _error: object, _trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.bar.close()
-        if kind is not None and issubclass(kind, (KeyboardInterrupt, SystemExit)):
-            done = f"stopped after epoch {self.epoch} of {len(self.costs)}"
-            print(f"{done}; run the same command to go on", file=sys.stderr, flush=True)
 
     def start(self, epoch: int) -> Callable[[int, int], None]:
         """Begins an epoch, counted from 0. Returns the function that is called after each step of it."""
-        self.epoch, began = epoch, time.monotonic()
+        began = time.monotonic()
+        self._is_after(epoch)
         self.bar.n = epoch
 
         def after(step: int, steps: int) -> None:
@@ -46,10 +45,14 @@ class Bar:
 
     def end(self, figures: str, seconds: float) -> None:
         """Ends an epoch, which took that many seconds."""
-        self.epoch += 1
+        self._is_after(self.epoch + 1)
         self.bar.set_postfix_str(figures)
         if self.bar.disable:
             self.say(f"epoch {self.epoch} of {len(self.costs)}: {figures}, {duration(seconds)}")
+
+    def _is_after(self, epoch: int) -> None:
+        self.epoch = epoch
+        command.last_words = f"stopped after epoch {epoch} of {len(self.costs)}; run the same command to go on"
 
     def say(self, line: str) -> None:
         """Prints a line, above the bar if there is one."""

@@ -1,17 +1,19 @@
 """The address of the store: how it is read, how it is shown, and what an error of the store means."""
 
-from vae.runtime import network
+from vae.runtime import command, network
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import mlflow
 from filelock import Timeout
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL, Dialect, Engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 
 from vae.errors import InputError
@@ -20,6 +22,13 @@ SQLITE = "sqlite:///"
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 SERVERS = ("http://", "https://", "databricks")  # they have a place of their own for files
 PACKAGES = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+LOCKED_SECONDS = 150  # that SQLite waits for another process
+DATABASE_CURES = {  # for what SQLite says
+    "database is locked": "another process holds it; end that, and start again",
+    "disk is full": "make room, and start again",
+    "readonly database": "make the file and its folder writable, and start again",
+    "disk image is malformed": "the file is damaged; bring back a copy, or name another store in MLFLOW_TRACKING_URI",
+}
 MOST_LETTERS = 400  # of the reason in a message
 # Set by a system that runs the pipeline as one of its own runs. A state has a run of its own.
 NOT_USED = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID", "MLFLOW_ARTIFACT_URI")
@@ -86,6 +95,48 @@ def reason(error: BaseException) -> str:
     return line if len(line) <= MOST_LETTERS else f"{line[:MOST_LETTERS]}…"
 
 
+class OutOfPatience(BaseException):
+    """The store took too long. It is no Exception, because client libraries swallow those, and try again."""
+
+
+def patience() -> float:
+    """The seconds after which a script gives up on the store. Raises InputError if the variable is no such number."""
+    given = os.environ.get("STORE_PATIENCE", "300")
+    if not re.fullmatch(r"\d{1,9}(\.\d+)?", given) or not float(given):
+        raise InputError(f"STORE_PATIENCE={given}: not a number of seconds")
+    return float(given)
+
+
+@contextmanager
+def bounded() -> Iterator[None]:
+    """Ends the block with OutOfPatience if it takes too long. Time-outs of reads do not: a server can send a byte now
+    and then, or ask to come back in ten minutes."""
+
+    def give_up(*_: object) -> None:
+        raise OutOfPatience
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, patience(), 1)  # then each second: MLflow also asks the store to end the run
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@event.listens_for(Engine, "do_connect")
+def _wait_to_connect(dialect: Dialect, _record: object, _arguments: object, options: dict[str, Any]) -> None:
+    """SQLite waits for a process that has locked the database."""
+    if dialect.name == "sqlite":
+        options["timeout"] = max(options.get("timeout", 0), LOCKED_SECONDS)
+
+
+@event.listens_for(Engine, "before_cursor_execute", retval=True)
+def _wait_to_execute(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> tuple[str, Any]:
+    """MLflow sets a shorter time for each of its sessions."""
+    return statement.replace("busy_timeout = 20000", f"busy_timeout = {1000 * LOCKED_SECONDS}"), parameters
+
+
 @contextmanager
 def store_errors(uri: str, variable: str = "MLFLOW_TRACKING_URI") -> Iterator[None]:
     """Turns any error of the store into an InputError that names it and the way out: the variable with its address.
@@ -96,8 +147,13 @@ def store_errors(uri: str, variable: str = "MLFLOW_TRACKING_URI") -> Iterator[No
         raise
     except Timeout as error:
         raise InputError(f"{error.lock_file}: held by another process; wait for it, or end it") from error
+    except OutOfPatience as error:
+        raise InputError(
+            f"MLflow store {shown(uri)}: gave up after {patience():g} s; the next start records what is missing, and "
+            "STORE_PATIENCE=<seconds> waits longer"
+        ) from error
     except Exception as error:
-        if isinstance(error, OSError) and error.filename is not None:
+        if isinstance(error, OSError) and (error.filename is not None or error.errno in command.CURES):
             raise
         raise InputError(f"MLflow store {shown(uri)}: {_cure(error, uri, variable)}") from error
 
@@ -116,7 +172,8 @@ def _cure(error: Exception, uri: str, variable: str) -> str:
         return f'made by an older MLflow; end its server, {backup}, then `mlflow db upgrade "{address}"`'
     if "error code 401" in str(error):
         return "the server wants a user and a password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-    return f"{network.fault(error, uri) or reason(error)}; check {variable}"
+    cure = next((cure for words, cure in DATABASE_CURES.items() if words in str(error)), f"check {variable}")
+    return f"{network.fault(error, uri) or reason(error)}; {cure}"
 
 
 @contextmanager

@@ -175,7 +175,7 @@ def log_picture(client: MlflowClient, run_id: str, key: str, picture: Path) -> N
 def record_quality(params: Path, quality: Path, picture: Path, root: Path) -> list[str]:
     """Adds the quality of a model's samples to every run of that model, and returns the ids of these runs.
     Raises InputError if the store cannot be reached or written, or has no run of the model."""
-    values, digest = read_json(quality), sha256(quality)
+    values, digest = read_json(quality, model_sha256=str), sha256(quality)
     figures = {name: value for name, value in values.items() if isinstance(value, float)}
     store = Store(root, load(params).track.experiment)
     with store_errors(store.uri), store_lock(root):

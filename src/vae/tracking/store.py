@@ -19,7 +19,8 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from vae.errors import InputError
 from vae.tracking.address import (
     SERVERS,
     absolute,
+    bounded,
     drop_foreign_settings,
     made_by_another,
     registry_uri,
@@ -73,9 +75,12 @@ class Tag:
     SCHEMA = "vae.schema"  # of the record; runs of version 1 have no such tag
 
 
-def store_lock(root: Path) -> FileLock:
-    """Lets one process at a time create the schema, or look for a run and write it if there is none."""
-    return FileLock(state_folder(root) / "mlflow.lock", timeout=LOCK_SECONDS)
+@contextmanager
+def store_lock(root: Path) -> Iterator[None]:
+    """Lets one process at a time create the schema, or look for a run and write it if there is none.
+    Each has a bounded time."""
+    with FileLock(state_folder(root) / "mlflow.lock", timeout=LOCK_SECONDS), bounded():
+        yield
 
 
 class Store(MlflowClient):
@@ -107,8 +112,11 @@ class Store(MlflowClient):
             partial_file = file.with_name(f"{file.name}.partial")
             partial_file.write_bytes(b"")
             unfinished = absolute(f"sqlite:///{partial_file}", self.root)
-            SqlAlchemyStore(unfinished, (self.root / ARTIFACTS).as_uri())._dispose_engine()
-            os.replace(partial_file, file)
+            try:
+                SqlAlchemyStore(unfinished, (self.root / ARTIFACTS).as_uri())._dispose_engine()
+                os.replace(partial_file, file)
+            finally:
+                partial_file.unlink(missing_ok=True)
         create_engine(uri, poolclass=NullPool).connect().close()
 
     def _experiment(self, name: str) -> Experiment:

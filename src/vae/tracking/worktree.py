@@ -38,7 +38,7 @@ def execute(command: list[str], folder: Path = Path(), environment: dict[str, st
         done = subprocess.run(
             command, cwd=folder, capture_output=True, env=inherited | (environment or {}), stdin=subprocess.DEVNULL
         )
-    except OSError as error:
+    except (FileNotFoundError, PermissionError) as error:
         raise InputError(
             f"`{command[0]}` cannot be started: {error.strerror}; install it, or put it on PATH"
         ) from error
