@@ -5,6 +5,7 @@ something is left to mend."""
 from vae.runtime import checkpoint, command, cores, repository
 
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -24,12 +25,13 @@ from vae.errors import InputError
 from vae.params import load
 from vae.tracking import registry, worktree
 from vae.tracking.address import reason, sqlite_file
-from vae.tracking.experiments import Experiment, experiments, recorded_run
+from vae.tracking.experiments import Experiment, abandoned, experiments, experiments_of, recorded_run
 from vae.tracking.places import settle, strayed
 from vae.tracking.store import Store, Tag, commits, experiment_names
 from vae.tracking.sync import record_again, record_commit
 
 LEAST_BYTES = 2 << 30  # free space for the cache, the runs and a checkpoint
+NEWEST = 100  # runs whose files are looked at, because a store can have thousands
 
 
 class Finding(NamedTuple):
@@ -46,6 +48,7 @@ class Here:
     params: Path
     result: Path
     mend: bool
+    every: bool = False  # look at the files of every run
 
     @cached_property
     def root(self) -> Path:
@@ -59,8 +62,13 @@ class Here:
 
     @cached_property
     def runs(self) -> list[Run]:
-        """All runs of the store."""
+        """All runs of the store, newest first."""
         return self.store.find()
+
+    @cached_property
+    def ids(self) -> set[str]:
+        """The ids of all runs."""
+        return {run.info.run_id for run in self.runs}
 
     @cached_property
     def known(self) -> list[Experiment]:
@@ -68,8 +76,8 @@ class Here:
         return experiments(self.root, self.result)
 
 
-def main(params: Path, result: Path, mend: bool) -> None:
-    here, said, left = Here(params, result, mend), set[str](), 0
+def main(params: Path, result: Path, mend: bool, every: bool) -> None:
+    here, said, left = Here(params, result, mend, every), set[str](), 0
     for name, checks in CHECKS.items():
         found = [finding for check in checks for finding in examined(check, here) if finding.text not in said]
         said |= {finding.text for finding in found}
@@ -78,6 +86,11 @@ def main(params: Path, result: Path, mend: bool) -> None:
             print(f"{name}: {line}")
     print(f"{left or 'nothing'} to mend")
     sys.exit(1 if left else 0)
+
+
+def mendable(here: Here, text: str, way: str, done: str) -> Finding:
+    """A finding that `make doctor MEND=1` mends in this way, or that was `done` just now."""
+    return Finding(f"{text}; {done if here.mend else f'`make doctor MEND=1` {way}'}", not here.mend)
 
 
 def examined(check: Callable[[Here], Iterator[Finding]], here: Here) -> Iterator[Finding]:
@@ -117,11 +130,8 @@ def linked_work_tree(here: Here) -> Iterator[Finding]:
     if worktree.cache(main) != worktree.cache(here.root):
         if here.mend:
             worktree.share_cache(main, here.root)
-        yield Finding(
-            f"DVC's cache is not the one of the main work tree, {worktree.cache(main)}; "
-            f"{'it is now' if here.mend else '`make doctor MEND=1` sets it'}",
-            not here.mend,
-        )
+        text = f"DVC's cache is not the one of the main work tree, {worktree.cache(main)}"
+        yield mendable(here, text, "sets it", "it is now")
 
 
 def environment(here: Here) -> Iterator[Finding]:
@@ -156,35 +166,34 @@ def stuck(here: Here) -> Iterator[Finding]:
         if not checkpoint.is_held(here.store.root, run.data.tags.get(Tag.TRAINING, "")):
             if here.mend:
                 here.store.set_terminated(run.info.run_id, "KILLED")
-            done = "ended as KILLED" if here.mend else "`make doctor MEND=1` ends it"
-            yield Finding(
-                f"{run.info.run_name} ({run.info.run_id}): RUNNING, but nothing trains; {done}", not here.mend
-            )
+            text = f"{run.info.run_name} ({run.info.run_id}): RUNNING, but nothing trains"
+            yield mendable(here, text, "ends it", "ended as KILLED")
 
 
 def copied(here: Here) -> Iterator[Finding]:
     """A store that was copied with its folder, so that its files, also new ones, are in the old folder."""
     file = sqlite_file(here.store.uri)
-    if not file:
-        return
-    for old in strayed(file, here.store.root):
+    for old in strayed(file, here.store.root) if file else ():
         if here.mend:
             settle(file, here.store.root, mend=True)
-        done = "new ones are kept here now" if here.mend else "`make doctor MEND=1` keeps new ones here"
-        yield Finding(f"the files of the store are in {old}, of which this folder is a copy; {done}", not here.mend)
+        text = f"the files of the store are in {old}, of which this folder is a copy"
+        yield mendable(here, text, "keeps new ones here", "new ones are kept here now")
 
 
 def damaged(here: Here) -> Iterator[Finding]:
     """Runs whose files were deleted or damaged. Their state is recorded again if it is a commit or an experiment."""
     head = worktree.head()
     at_head = recorded_run(here.root, head, here.result)
-    for run in here.runs:
-        if run.info.status == "FINISHED" and Tag.KEY in run.data.tags and (lost := here.store.lost(run)):
+    whole = [run for run in here.runs if run.info.status == "FINISHED" and Tag.KEY in run.data.tags]
+    if len(whole) > len(looked_at := whole if here.every else whole[:NEWEST]):
+        text = f"only the newest {len(looked_at)} of {len(whole)} runs were searched for lost files"
+        yield Finding(f"{text}; `make doctor ALL=1` looks at all", left=False)
+    for run in looked_at:
+        if lost := here.store.lost(run):
             more = f" and {len(lost) - 1} more" * (len(lost) > 1)
             text = f"{run.info.run_name} ({run.info.run_id}): its record has lost {lost[0]}{more}"
-            names, run_id = experiment_names(run), run.info.run_id
-            items = [item for item in here.known if item.name in names or item.run_id == run_id]
-            found = [head] if at_head == run_id else sorted(commits(run))
+            items = experiments_of(run, here.known, here.ids)
+            found = [head] if at_head == run.info.run_id else sorted(commits(run))
             ways = [partial(record_again, here.root, item) for item in items]
             ways += [partial(record_commit, here.root, commit) for commit in found]
             if ways:
@@ -208,38 +217,47 @@ def champions(here: Here) -> Iterator[Finding]:
     prefix = f"{load(here.params).track.registered_model}-"
     for model in here.store.search_registered_models():
         if model.name.startswith(prefix) and (lost := registry.lost_champion(here.store, model.name)):
+            done = registry.replace_champion(here.store, lost) if here.mend else ""
             text = f"{model.name} version {lost.version}, the champion, cannot be loaded"
-            done = registry.replace_champion(here.store, lost) if here.mend else "`make doctor MEND=1` replaces it"
-            yield Finding(f"{text}; {done}", not here.mend)
+            yield mendable(here, text, "replaces it", done)
 
 
 def unrecorded(here: Here) -> Iterator[Finding]:
     """HEAD and experiments whose run is not in this store, because it is new, or the repository was cloned."""
-    ids = {run.info.run_id for run in here.runs}
     names = {name for run in here.runs for name in experiment_names(run) | commits(run)}
     head = worktree.head()
     run_id = recorded_run(here.root, head, here.result)
-    if run_id and run_id not in ids and head not in names:
+    if run_id and run_id not in here.ids and head not in names:
         text = f"HEAD ({head[:7]}) has no run in this store; `make sync` records it too, after `dvc pull` in a clone"
         yield recorded(here, text, partial(record_commit, here.root, head))
     for item in here.known:
-        if item.run_id not in ids and item.name not in names:
+        if item.run_id not in here.ids and item.name not in names:
             text = f"experiment {item.name} ({item.revision[:7]}): no run in this store"
             yield recorded(here, text, partial(record_again, here.root, item))
 
 
 def orphans(here: Here) -> Iterator[Finding]:
     """Runs whose experiment DVC no longer has. Nothing is lost, because each can be run again."""
-    names, recorded = {item.name for item in here.known}, {item.run_id for item in here.known}
+    names = {item.name for item in here.known}
     for run in here.runs:
-        gone = experiment_names(run) - names
-        if gone and run.info.run_id not in recorded and not experiment_names(run) & names:
+        gone = experiment_names(run)
+        if gone and not gone & names and not experiments_of(run, here.known, here.ids):
             yield Finding(
                 f"{run.info.run_name} ({run.info.run_id}): DVC has no experiment {', '.join(sorted(gone))}; "
                 f"`make reproduce RUN={run.info.run_id}` runs it again",
                 left=False,
             )
     yield Finding(f"{len(here.runs)} runs, {len(here.known)} experiments", left=False)
+
+
+def queue(here: Here) -> Iterator[Finding]:
+    """Tasks of DVC's queue whose worker was killed, so that DVC calls them running for ever."""
+    for name, folder in abandoned(here.root):
+        name = shlex.quote(name)
+        yield Finding(
+            f"task {name} of the queue is called running, but its worker was killed; `dvc queue kill {name}`, then "
+            f"`rm -rf {shlex.quote(folder)}`, and start the experiment again: it resumes after its last epoch"
+        )
 
 
 def machine(here: Here) -> Iterator[Finding]:
@@ -257,6 +275,7 @@ CHECKS: dict[str, tuple[Callable[[Here], Iterator[Finding]], ...]] = {
     "environment": (environment,),
     "store": (copied, stuck, damaged, champions),
     "links": (unrecorded, orphans),
+    "queue": (queue,),
     "machine": (machine,),
 }
 

@@ -48,7 +48,8 @@ def record(state: State, root: Path) -> str:
 def add_experiment(store: Store, run: Run) -> None:
     """Adds the name of the present DVC experiment, which reached the same state."""
     if name := os.environ.get("DVC_EXP_NAME"):
-        store.set_tags(run.info.run_id, {Tag.EXPERIMENTS: ",".join(sorted(experiment_names(run) | {name}))})
+        names = sorted(item.replace(",", "\\,") for item in experiment_names(run) | {name})
+        store.set_tags(run.info.run_id, {Tag.EXPERIMENTS: ",".join(names)})
 
 
 def _write(store: Store, state: State, damaged: list[Run]) -> str:
