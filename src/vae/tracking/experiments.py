@@ -58,11 +58,10 @@ def experiments_of(run: Run, known: list[Experiment], stored: Collection[str]) -
 
 def abandoned(root: Path) -> list[tuple[str, str]]:
     """The names of the tasks that DVC's queue calls running although no worker has them, each with its folder."""
+    from dvc.repo import Repo
+
     if not (root / TASKS).is_dir():
         return []
-    from dvc.repo import Repo
-    from dvc.repo.experiments.executor.base import ExecutorInfo
-
     with Repo(str(root)) as repo:
         queue = repo.experiments.celery_queue
         active = list(queue.iter_active())
@@ -70,6 +69,6 @@ def abandoned(root: Path) -> list[tuple[str, str]]:
         held = {task["args"][0]["stash_rev"] for tasks in workers.values() for task in tasks}
         files = {item: Path(queue.get_infofile_path(item.stash_rev)) for item in active if item.stash_rev not in held}
         return [
-            (item.name or item.stash_rev[:7], ExecutorInfo.load_json(str(file)).root_dir if file.is_file() else "none")
+            (item.name or item.stash_rev[:7], json.loads(file.read_text())["root_dir"] if file.is_file() else "")
             for item, file in files.items()
         ]
