@@ -52,11 +52,11 @@ run: setup  ## the whole pipeline: dvc repro on MNIST, or on the bundled digits 
 	esac
 
 test: setup  ## all tests: the fast ones, then those that run the real dvc and mlflow
-	python -m pytest -q -m "not pipeline" $(TWO_AT_A_TIME)
-	python -m pytest -q -m "pipeline and not matrix" $(TWO_AT_A_TIME)
+	python -m pytest -q -m "not pipeline and not scale" $(TWO_AT_A_TIME)
+	python -m pytest -q -m "pipeline and not matrix and not scale" $(TWO_AT_A_TIME)
 
 test-fast: setup  ## the fast tests only
-	python -m pytest -q -m "not pipeline" $(TWO_AT_A_TIME)
+	python -m pytest -q -m "not pipeline and not scale" $(TWO_AT_A_TIME)
 
 test-matrix: setup  ## every way in which a pipeline starts and ends, on every kind of store; takes half an hour
 	python -m pytest -q -m matrix
