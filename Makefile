@@ -98,7 +98,7 @@ sync: setup  ## give the present state its MLflow run without running anything; 
 	@python tools/sync.py params.yaml metrics/mlflow.json "$(REV)" $(if $(DRY),--dry)
 
 doctor: setup  ## what is wrong with git, environment, store, links and machine; MEND=1 mends what it can
-	@$(IDENTITY); python tools/doctor.py params.yaml metrics/mlflow.json $(if $(MEND),--mend)
+	@$(IDENTITY); python tools/doctor.py params.yaml metrics/mlflow.json $(if $(MEND),--mend) $(if $(ALL),--every)
 
 reproduce: setup  ## RUN=...: run a recorded MLflow run again from scratch, and compare every file
 	@python tools/reproduce.py params.yaml "$(RUN)"

@@ -48,6 +48,18 @@ def test_the_difference_has_changes_and_no_outputs(folder):
     assert b"+changed" in uncommitted_changes(OUTPUTS, DEPENDENCIES).diff
 
 
+def test_a_changed_configuration_of_dvc_stays_here(folder):
+    """`dvc remote modify` without `--local` writes a password into it, even if git tracks it."""
+    Path(".dvc").mkdir()
+    Path(".dvc/config").write_text("[core]\n")
+    git("add", ".dvc/config")
+    git("commit", "--quiet", "--message", "configured")
+    Path(".dvc/config").write_text("['remote \"box\"']\n    password = abc\n")
+    changes = uncommitted_changes(OUTPUTS, DEPENDENCIES)
+    assert b"abc" not in changes.diff
+    assert changes.others == {".dvc/config": "may have the password of a remote"}
+
+
 def test_new_files_are_recorded_only_if_a_stage_or_the_user_names_them(folder):
     """A file that is left out has its name in the record. A folder stands for its files, if all are left out."""
     write(src__used_py="x = 1\n", src__package__a_py="x = 2\n", src__unused_py="x = 3\n", table_csv="1,2\n")

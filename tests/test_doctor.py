@@ -148,7 +148,7 @@ def test_the_report_ends_with_a_count_and_an_exit_code(monkeypatch, capsys):
     def report(**checks) -> tuple[int, list[str]]:
         monkeypatch.setattr(doctor, "CHECKS", checks)
         with pytest.raises(SystemExit) as ended:
-            doctor.main(Path("params.yaml"), Path("metrics/mlflow.json"), mend=False)
+            doctor.main(Path("params.yaml"), Path("metrics/mlflow.json"), mend=False, every=False)
         return ended.value.code, capsys.readouterr().out.splitlines()
 
     assert report(git=(away,), store=(away, note), machine=()) == (

@@ -3,12 +3,16 @@
 import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 
+from tools import which
 from vae.errors import InputError
-from vae.tracking import experiments
+from vae.tracking import checks, experiments
 from vae.tracking.experiments import Experiment
+from vae.tracking.store import Tag
 
 RESULT = Path("metrics/mlflow.json")
 
@@ -89,3 +93,89 @@ def test_experiments_of_all_commits_are_listed_with_their_runs(tmp_path, monkeyp
         Experiment("b", "rev-b", "base1", None),
         Experiment("c", "rev-c", "base2", "run-c"),
     ]
+
+
+def run_of(run_id: str, *names: str) -> SimpleNamespace:
+    """An MLflow run that these experiments have reached."""
+    info = SimpleNamespace(run_id=run_id, run_name=names[0], status="FINISHED")
+    return SimpleNamespace(info=info, data=SimpleNamespace(tags={Tag.EXPERIMENTS: ",".join(names), Tag.KEY: run_id}))
+
+
+def test_a_run_belongs_to_the_experiments_that_hold_it():
+    """`dvc exp run --force` gives a name another run, and an experiment whose run was deleted is known by its name."""
+    minute, lost = Experiment("minute", "r", "b", "new"), Experiment("lost", "r", "b", "deleted")
+    renamed = Experiment("renamed", "r", "b", "old")
+    known, stored = [minute, lost, renamed], {"new", "old", "again"}
+    assert experiments.experiments_of(run_of("new", "minute"), known, stored) == [minute]
+    assert experiments.experiments_of(run_of("old", "minute"), known, stored) == [renamed]
+    assert experiments.experiments_of(run_of("again", "lost"), known, stored) == [lost]
+
+
+@pytest.mark.parametrize(("held", "answer"), [("old", ["old"]), ("gone", ["new", "old"])])
+def test_which_prefers_the_run_that_the_experiment_holds(root, monkeypatch, capsys, held, answer):
+    runs = [run_of("new", "minute"), run_of("old", "minute"), run_of("other", "minute-1")]
+    monkeypatch.setattr(which, "Store", lambda *_: SimpleNamespace(find=lambda: runs))
+    monkeypatch.setattr(which, "experiments", lambda *_: [Experiment("minute", "r", "b", held)])
+    which.main(root / "params.yaml", RESULT, "minute")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[2] for line in lines] == answer
+    assert all("is DVC experiment minute;" in line for line in lines)
+
+
+class Task(NamedTuple):
+    """A task of DVC's queue."""
+
+    stash_rev: str
+    name: str | None
+
+
+class Queue:
+    """DVC's queue: a task of a live worker, and two whose workers are gone. One of these had no folder yet."""
+
+    def __init__(self, folder: Path) -> None:
+        self.experiments, self.celery_queue, self.folder = self, self, folder
+        folder.joinpath("dead456.json").write_text(json.dumps({"root_dir": "/a copy"}))
+
+    def __enter__(self) -> "Queue":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def iter_active(self) -> list[Task]:
+        return [Task("alive45", "alive"), Task("dead456", "it's,dead"), Task("unnamed456", None)]
+
+    def worker_status(self) -> dict[str, list[dict]]:
+        return {"one": [{"args": [{"stash_rev": "alive45"}]}], "idle": []}
+
+    def get_infofile_path(self, revision: str) -> str:
+        return str(self.folder / f"{revision}.json")
+
+
+def test_a_task_without_a_worker_is_named_with_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("dvc.repo.Repo", lambda _: Queue(tmp_path))
+    assert experiments.abandoned(tmp_path) == []  # nothing was ever queued
+    (tmp_path / experiments.TASKS).mkdir(parents=True)
+    assert experiments.abandoned(tmp_path) == [("it's,dead", "/a copy"), ("unnamed", "")]
+    monkeypatch.chdir(tmp_path)
+    named, unnamed = checks.queue(checks.Here(Path("params.yaml"), RESULT, mend=False))
+    assert """`dvc queue kill 'it'"'"'s,dead'`, then `rm -rf '/a copy'`, then run the experiment again""" in named.text
+    assert "`dvc queue kill unnamed`, then run" in unnamed.text
+    assert named.left
+
+
+@pytest.mark.parametrize(("every", "looked_at"), [(False, 2), (True, 3)])
+def test_the_doctor_looks_at_the_files_of_the_newest_runs(tmp_path, monkeypatch, every, looked_at):
+    """A store can have thousands of runs. The doctor says how many it looked at."""
+    seen = []
+    here = checks.Here(Path("params.yaml"), RESULT, mend=False, every=every)
+    runs = [run_of(name, name) for name in ("third", "second", "first")]
+    lost = SimpleNamespace(find=lambda: runs, lost=lambda run: seen.append(run.info.run_id) or [])
+    here.__dict__.update(store=lost, known=[], root=tmp_path)
+    monkeypatch.setattr(checks.worktree, "head", lambda: "head")
+    monkeypatch.setattr(checks, "NEWEST", 2)
+    said = list(checks.damaged(here))
+    assert seen == ["third", "second", "first"][:looked_at]
+    assert [(item.text.split(";")[0], item.left) for item in said] == [
+        ("only the newest 2 of 3 runs were searched for lost files", False)
+    ][: 3 - looked_at]

@@ -28,7 +28,7 @@ def repository(tmp_path):
     """A repository with the recipes and params.yaml, and a `dvc` that prints its arguments."""
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     shutil.copy(ROOT / "params.yaml", tmp_path)
-    program(tmp_path / "bin/dvc", """for word in "$@"; do echo "$word"; done""")
+    program(tmp_path / "bin/dvc", """for word in "$@"; do printf "%s\\n" "$word"; done""")
     for command in ("init --quiet", "add params.yaml", "commit --quiet --message base"):
         identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
         subprocess.run(["git", *identity, *command.split()], cwd=tmp_path, check=True)
@@ -64,6 +64,31 @@ def test_another_seed_is_another_experiment(repository):
     """Arguments after the recipe come after its own, and dvc takes the last value of an option."""
     words = run(repository, "minute", "--name", "minute-1", "-S", "train.seed=1").stdout.splitlines()
     assert words == ["exp", "run", "--name", "minute", "--name", "minute-1", "-S", "train.seed=1"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_options_of_the_user_win(repository, recipe):
+    words = run(repository, recipe, "-S", "train.epochs=1").stdout.splitlines()
+    assert words[-2:] == ["-S", "train.epochs=1"]
+
+
+def test_a_second_run_takes_a_free_name(repository):
+    """DVC refuses a name that an experiment has, on any commit. A name that the user gives stays."""
+
+    def experiment(name: str) -> None:
+        words = ["git", "update-ref", f"refs/exps/ab/cdef/{name}", "HEAD"]
+        subprocess.run(words, cwd=repository, check=True)
+
+    experiment("minute-1")
+    assert run(repository, "minute").stdout.splitlines() == ["exp", "run", "--name", "minute"]
+    experiment("minute")
+    said, *words = run(repository, "minute", "-S", "train.seed=1").stdout.splitlines()
+    assert said == "there is an experiment minute already, so this one is minute.2"
+    assert words == ["exp", "run", "--name", "minute.2", "-S", "train.seed=1"]
+    experiment("minute.2")
+    assert "minute.3" in run(repository, "minute").stdout.splitlines()
+    for option in (["--name", "mine"], ["--name=mine"], ["-n", "mine"]):
+        assert run(repository, "minute", *option).stdout.splitlines() == ["exp", "run", "--name", "minute", *option]
 
 
 @pytest.mark.parametrize("staged", [False, True])

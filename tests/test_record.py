@@ -250,6 +250,18 @@ def test_a_state_that_has_a_run_gets_no_other(store, state, monkeypatch):
     assert experiment_names(run) == {"first", "second"}
 
 
+def test_a_name_with_a_comma_is_one_name(store, state, monkeypatch):
+    """A tag of an older version, which has no backslashes, reads as before."""
+    for name in ("a,b", "c", ",d,,e,"):
+        monkeypatch.setenv("DVC_EXP_NAME", name)
+        run_id = records.record(state, store.root)
+    assert experiment_names(store.get_run(run_id)) == {"a,b", "c", ",d,,e,"}
+    store.set_tags(run_id, {Tag.EXPERIMENTS: "old,older"})
+    assert experiment_names(store.get_run(run_id)) == {"old", "older"}
+    assert records.record(state, store.root) == run_id
+    assert experiment_names(store.get_run(run_id)) == {"old", "older", ",d,,e,"}
+
+
 def test_an_uncommitted_change_is_in_the_run(store, state, capsys):
     """The names of the files that are left out are in the run too. A file that a stage may need is a warning."""
     Path("code.py").write_text("x = 1\n")

@@ -48,6 +48,14 @@ def test_the_error_of_a_command_ends_with_its_last_line(tmp_path):
         worktree.execute(command, tmp_path)
 
 
+def test_the_error_of_a_command_has_no_password(tmp_path):
+    """DVC prints the address of a remote that fails."""
+    script = tmp_path / "script"
+    script.write_text("echo 'ERROR: failed to pull http://me:secret@box/data?token=secret' >&2; exit 1")
+    with pytest.raises(InputError, match=r"failed to pull http://\*\*\*@box/data\?token=\*\*\*$"):
+        worktree.execute(["bash", str(script)], tmp_path)
+
+
 def test_a_folder_of_another_owner_is_one_line_with_the_remedy_of_git(tmp_path, monkeypatch):
     git("init", "--quiet", folder=tmp_path)
     monkeypatch.delenv("GIT_CONFIG_COUNT")

@@ -1,77 +1,34 @@
 """`make doctor`: says in one line for each thing what is wrong and how to mend it, and mends what it can.
-It checks git, the environment, the store, the links between DVC and MLflow, and the machine. The exit code is 1 if
-something is left to mend."""
+It checks git, the environment, the store, the links between DVC and MLflow, the queue and the machine. The exit code is
+1 if something is left to mend."""
 
-from vae.runtime import checkpoint, command, cores, repository
+from vae.runtime import command, cores, repository
 
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NamedTuple
 
 from mlflow import MlflowException
-from mlflow.entities import Run
 from packaging.requirements import Requirement
 
 import vae
 from vae.errors import InputError
 from vae.params import load
-from vae.tracking import registry, worktree
-from vae.tracking.address import reason, sqlite_file
-from vae.tracking.experiments import Experiment, experiments, recorded_run
-from vae.tracking.places import settle, strayed
-from vae.tracking.store import Store, Tag, commits, experiment_names
-from vae.tracking.sync import record_again, record_commit
+from vae.tracking import checks, worktree
+from vae.tracking.address import reason
+from vae.tracking.checks import Finding, Here, mendable
 
 LEAST_BYTES = 2 << 30  # free space for the cache, the runs and a checkpoint
 
 
-class Finding(NamedTuple):
-    """A line of the doctor."""
-
-    text: str  # what is wrong, and how to mend it
-    left: bool = True  # False for a note, and for what was mended just now
-
-
-@dataclass(frozen=True)
-class Here:
-    """The project that is examined, and whether to mend it."""
-
-    params: Path
-    result: Path
-    mend: bool
-
-    @cached_property
-    def root(self) -> Path:
-        """The folder of the project. The store is in `repository.main_repository()`."""
-        return Path().resolve()
-
-    @cached_property
-    def store(self) -> Store:
-        """The store of the runs. Raises InputError if it cannot be reached."""
-        return Store(repository.main_repository(), load(self.params).track.experiment)
-
-    @cached_property
-    def runs(self) -> list[Run]:
-        """All runs of the store."""
-        return self.store.find()
-
-    @cached_property
-    def known(self) -> list[Experiment]:
-        """All experiments of DVC."""
-        return experiments(self.root, self.result)
-
-
-def main(params: Path, result: Path, mend: bool) -> None:
-    here, said, left = Here(params, result, mend), set[str](), 0
-    for name, checks in CHECKS.items():
-        found = [finding for check in checks for finding in examined(check, here) if finding.text not in said]
+def main(params: Path, result: Path, mend: bool, every: bool) -> None:
+    here, said, left = Here(params, result, mend, every), set[str](), 0
+    for name, parts in CHECKS.items():
+        found = [finding for check in parts for finding in examined(check, here) if finding.text not in said]
         said |= {finding.text for finding in found}
         left += sum(finding.left for finding in found)
         for line in [finding.text for finding in found] or ["ok"]:
@@ -117,11 +74,8 @@ def linked_work_tree(here: Here) -> Iterator[Finding]:
     if worktree.cache(main) != worktree.cache(here.root):
         if here.mend:
             worktree.share_cache(main, here.root)
-        yield Finding(
-            f"DVC's cache is not the one of the main work tree, {worktree.cache(main)}; "
-            f"{'it is now' if here.mend else '`make doctor MEND=1` sets it'}",
-            not here.mend,
-        )
+        text = f"DVC's cache is not the one of the main work tree, {worktree.cache(main)}"
+        yield mendable(here, text, "sets it", "it is now")
 
 
 def environment(here: Here) -> Iterator[Finding]:
@@ -146,102 +100,6 @@ def installed(name: str) -> str:
     return "0"
 
 
-def stuck(here: Here) -> Iterator[Finding]:
-    """Runs that are RUNNING although no training holds their lock.
-    A run that only waits for `track` may be ended too: `track` completes it all the same."""
-    place = repository.address(here.store.root)  # other repositories may share the store
-    for run in here.runs:
-        if run.info.status != "RUNNING" or run.data.tags.get(Tag.PLACE, place) != place:
-            continue
-        if not checkpoint.is_held(here.store.root, run.data.tags.get(Tag.TRAINING, "")):
-            if here.mend:
-                here.store.set_terminated(run.info.run_id, "KILLED")
-            done = "ended as KILLED" if here.mend else "`make doctor MEND=1` ends it"
-            yield Finding(
-                f"{run.info.run_name} ({run.info.run_id}): RUNNING, but nothing trains; {done}", not here.mend
-            )
-
-
-def copied(here: Here) -> Iterator[Finding]:
-    """A store that was copied with its folder, so that its files, also new ones, are in the old folder."""
-    file = sqlite_file(here.store.uri)
-    if not file:
-        return
-    for old in strayed(file, here.store.root):
-        if here.mend:
-            settle(file, here.store.root, mend=True)
-        done = "new ones are kept here now" if here.mend else "`make doctor MEND=1` keeps new ones here"
-        yield Finding(f"the files of the store are in {old}, of which this folder is a copy; {done}", not here.mend)
-
-
-def damaged(here: Here) -> Iterator[Finding]:
-    """Runs whose files were deleted or damaged. Their state is recorded again if it is a commit or an experiment."""
-    head = worktree.head()
-    at_head = recorded_run(here.root, head, here.result)
-    for run in here.runs:
-        if run.info.status == "FINISHED" and Tag.KEY in run.data.tags and (lost := here.store.lost(run)):
-            more = f" and {len(lost) - 1} more" * (len(lost) > 1)
-            text = f"{run.info.run_name} ({run.info.run_id}): its record has lost {lost[0]}{more}"
-            names, run_id = experiment_names(run), run.info.run_id
-            items = [item for item in here.known if item.name in names or item.run_id == run_id]
-            found = [head] if at_head == run_id else sorted(commits(run))
-            ways = [partial(record_again, here.root, item) for item in items]
-            ways += [partial(record_commit, here.root, commit) for commit in found]
-            if ways:
-                yield recorded(here, text, ways[0])
-            else:
-                yield Finding(f"{text}; no commit and no experiment has its state: run it again, or delete the run")
-
-
-def recorded(here: Here, text: str, record: Callable[[Path], str]) -> Finding:
-    """A state that lacks its record, which is recorded from DVC's cache."""
-    if not here.mend:
-        return Finding(f"{text}; `make doctor MEND=1` records it from DVC's cache")
-    try:
-        return Finding(f"{text}; recorded as {record(here.result)}", left=False)
-    except InputError as error:
-        return Finding(f"{text}; not recorded: {error}")
-
-
-def champions(here: Here) -> Iterator[Finding]:
-    """Champions that cannot be loaded."""
-    prefix = f"{load(here.params).track.registered_model}-"
-    for model in here.store.search_registered_models():
-        if model.name.startswith(prefix) and (lost := registry.lost_champion(here.store, model.name)):
-            text = f"{model.name} version {lost.version}, the champion, cannot be loaded"
-            done = registry.replace_champion(here.store, lost) if here.mend else "`make doctor MEND=1` replaces it"
-            yield Finding(f"{text}; {done}", not here.mend)
-
-
-def unrecorded(here: Here) -> Iterator[Finding]:
-    """HEAD and experiments whose run is not in this store, because it is new, or the repository was cloned."""
-    ids = {run.info.run_id for run in here.runs}
-    names = {name for run in here.runs for name in experiment_names(run) | commits(run)}
-    head = worktree.head()
-    run_id = recorded_run(here.root, head, here.result)
-    if run_id and run_id not in ids and head not in names:
-        text = f"HEAD ({head[:7]}) has no run in this store; `make sync` records it too, after `dvc pull` in a clone"
-        yield recorded(here, text, partial(record_commit, here.root, head))
-    for item in here.known:
-        if item.run_id not in ids and item.name not in names:
-            text = f"experiment {item.name} ({item.revision[:7]}): no run in this store"
-            yield recorded(here, text, partial(record_again, here.root, item))
-
-
-def orphans(here: Here) -> Iterator[Finding]:
-    """Runs whose experiment DVC no longer has. Nothing is lost, because each can be run again."""
-    names, recorded = {item.name for item in here.known}, {item.run_id for item in here.known}
-    for run in here.runs:
-        gone = experiment_names(run) - names
-        if gone and run.info.run_id not in recorded and not experiment_names(run) & names:
-            yield Finding(
-                f"{run.info.run_name} ({run.info.run_id}): DVC has no experiment {', '.join(sorted(gone))}; "
-                f"`make reproduce RUN={run.info.run_id}` runs it again",
-                left=False,
-            )
-    yield Finding(f"{len(here.runs)} runs, {len(here.known)} experiments", left=False)
-
-
 def machine(here: Here) -> Iterator[Finding]:
     """Whether the machine has the room and the cores that params.yaml asks for."""
     if (free := shutil.disk_usage(here.root).free) < LEAST_BYTES:
@@ -255,8 +113,9 @@ def machine(here: Here) -> Iterator[Finding]:
 CHECKS: dict[str, tuple[Callable[[Here], Iterator[Finding]], ...]] = {
     "git": (git, linked_work_tree),
     "environment": (environment,),
-    "store": (copied, stuck, damaged, champions),
-    "links": (unrecorded, orphans),
+    "store": (checks.copied, checks.stuck, checks.damaged, checks.champions),
+    "links": (checks.unrecorded, checks.orphans),
+    "queue": (checks.queue,),
     "machine": (machine,),
 }
 

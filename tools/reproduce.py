@@ -8,7 +8,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from vae.errors import InputError
 from vae.params import load
 from vae.tracking import reproduction
 from vae.tracking.store import Store, Tag
@@ -16,9 +15,7 @@ from vae.tracking.worktree import place, worktree
 
 
 def main(params: Path, run: str) -> None:
-    if not (run := run.strip()):
-        raise InputError("no run is named; `make reproduce RUN=<run id>`, which `make ui` and `make which` show")
-    root = Path().resolve()
+    root, run = Path().resolve(), run.strip()
     store = Store(repository.main_repository(), load(params).track.experiment)
     tags = store.run_tags(run, Tag.COMMIT, Tag.KEY)
     commit = tags[Tag.COMMIT]

@@ -4,14 +4,11 @@ from vae.runtime import command
 
 from pathlib import Path
 
-from vae.errors import InputError
 from vae.tracking.record import record_serving
 
 
 def main(params: Path, run: str) -> None:
-    if not (run := run.strip()):
-        raise InputError("no run is named; `make serving RUN=<run id>`, which `make ui` and `make which` show")
-    record_serving(params, run, Path().resolve())
+    record_serving(params, run.strip(), Path().resolve())
 
 
 if __name__ == "__main__":

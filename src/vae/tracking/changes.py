@@ -77,6 +77,8 @@ def refusal(name: str) -> str:
         return "part of an environment"
     if any(fnmatch(part, pattern) for part in parts for pattern in SECRETS):
         return "named like a secret"
+    if parts[-2:] == (".dvc", "config"):
+        return "may have the password of a remote"
     large = os.path.lexists(name) and os.lstat(name).st_size > MOST_BYTES
     return f"over {MOST_BYTES >> 20} MB" * large
 

@@ -1,11 +1,17 @@
-"""DVC experiments: their list with the MLflow run of each."""
+"""DVC experiments: their list with the MLflow run of each, and the tasks of the queue that nothing runs."""
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlflow.entities import Run
+
 from vae.errors import InputError
+from vae.tracking.store import experiment_names
 from vae.tracking.worktree import git
+
+TASKS = ".dvc/tmp/exps/celery"  # where DVC keeps the tasks of its queue
 
 
 @dataclass(frozen=True)
@@ -42,3 +48,27 @@ def experiments(root: Path, result: Path) -> list[Experiment]:
         for baseline, found in listed.items()
         for name, revision in found
     ]
+
+
+def experiments_of(run: Run, known: list[Experiment], stored: Collection[str]) -> list[Experiment]:
+    """The experiments that name this run. An experiment with its name counts too, unless its own run is `stored`."""
+    names, run_id = experiment_names(run), run.info.run_id
+    return [item for item in known if item.run_id == run_id or (item.name in names and item.run_id not in stored)]
+
+
+def abandoned(root: Path) -> list[tuple[str, str]]:
+    """The names of the tasks that DVC's queue calls running although no worker has them, each with its folder."""
+    from dvc.repo import Repo
+
+    if not (root / TASKS).is_dir():
+        return []
+    with Repo(str(root)) as repo:
+        queue = repo.experiments.celery_queue
+        active = list(queue.iter_active())
+        workers = queue.worker_status() if active else {}  # asks the workers, which takes a second
+        held = {task["args"][0]["stash_rev"] for tasks in workers.values() for task in tasks}
+        files = {item: Path(queue.get_infofile_path(item.stash_rev)) for item in active if item.stash_rev not in held}
+        return [
+            (item.name or item.stash_rev[:7], json.loads(file.read_text())["root_dir"] if file.is_file() else "")
+            for item, file in files.items()
+        ]

@@ -50,7 +50,8 @@ def record(state: State, root: Path) -> str:
 def add_experiment(store: Store, run: Run, tags: dict[str, str]) -> None:
     """Adds the name of the present DVC experiment, which reached the same state, and the user's tags."""
     if name := os.environ.get("DVC_EXP_NAME"):
-        tags = tags | {Tag.EXPERIMENTS: ",".join(sorted(experiment_names(run) | {name}))}
+        names = sorted(item.replace(",", "\\,") for item in experiment_names(run) | {name})
+        tags = tags | {Tag.EXPERIMENTS: ",".join(names)}
     store.set_tags(run.info.run_id, tags)
 
 

@@ -17,6 +17,7 @@ from vae.runtime.repository import state_folder
 
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -169,7 +170,9 @@ class Store(MlflowClient):
 
     def run_tags(self, run_id: str, *needed: str) -> dict[str, str]:
         """The tags of a run.
-        Raises InputError if there is no such run, or it lacks one of the `needed` tags."""
+        Raises InputError if no run is named, if there is no such run, or if it lacks one of the `needed` tags."""
+        if not run_id:
+            raise InputError("no run is named; give it as RUN=<run id>, which `make ui` and `make which` show")
         try:
             tags = self.get_run(run_id).data.tags
         except MlflowException as error:
@@ -262,8 +265,10 @@ class Store(MlflowClient):
 
 
 def experiment_names(run: Run) -> set[str]:
-    """The names of the DVC experiments that reached the state of this run."""
-    return {name for name in run.data.tags.get(Tag.EXPERIMENTS, "").split(",") if name}
+    """The names of the DVC experiments that reached the state of this run. The tag has a backslash, which git allows in
+    no name, before each comma of a name."""
+    parts = re.split(r"(?<!\\),", run.data.tags.get(Tag.EXPERIMENTS, ""))
+    return {name.replace("\\,", ",") for name in parts if name}
 
 
 def commits(run: Run) -> set[str]:

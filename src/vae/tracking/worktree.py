@@ -13,6 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from vae.errors import InputError
+from vae.tracking.address import shown
 
 # Settings of git that a user may have, and that would change files, differences or hashes here.
 SETTINGS = {
@@ -32,7 +33,8 @@ REDIRECTIONS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", 
 
 def execute(command: list[str], folder: Path = Path(), environment: dict[str, str] | None = None) -> bytes:
     """Runs a command and returns its output.
-    Raises InputError if it failed. The message ends with the first error that it wrote, or with its last line."""
+    Raises InputError if it failed. The message ends with the first error that it wrote, or with its last line, without
+    the passwords in addresses."""
     inherited = {name: value for name, value in os.environ.items() if name not in REDIRECTIONS}
     try:
         done = subprocess.run(
@@ -45,7 +47,7 @@ def execute(command: list[str], folder: Path = Path(), environment: dict[str, st
     if done.returncode:
         written = (done.stderr.strip() or done.stdout.strip()).decode(errors="replace")
         first = re.search(r"^(error|fatal): .*", written, flags=re.M | re.S | re.I)
-        said = " ".join(first[0].split())[:500] if first else written.splitlines()[-1].strip() if written else ""
+        said = shown(" ".join(first[0].split()))[:500] if first else written.splitlines()[-1].strip() if written else ""
         words = " ".join(["git", *command[len(OPTIONS) + 1 :]][:3] if command[0] == "git" else command)
         raise InputError(f"`{words}` failed in {folder.resolve()}: {said or f'exit code {done.returncode}'}")
     return done.stdout
