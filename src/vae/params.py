@@ -103,6 +103,7 @@ class Annealing(Section):
 class Track(Section):
     experiment: PathName
     registered_model: Name
+    system_metrics: bool
 
 
 class Classifier(Section):

@@ -21,6 +21,7 @@ DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 SERVERS = ("http://", "https://", "databricks")  # they have a place of their own for files
 PACKAGES = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 MOST_LETTERS = 400  # of the reason in a message
+TRACKING = "MLFLOW_TRACKING_URI"
 # Set by a system that runs the pipeline as one of its own runs. A state has a run of its own.
 NOT_USED = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID", "MLFLOW_ARTIFACT_URI")
 
@@ -85,8 +86,8 @@ def reason(error: BaseException) -> str:
 
 
 @contextmanager
-def store_errors(uri: str) -> Iterator[None]:
-    """Turns any error of the store into an InputError that names it and the way out.
+def store_errors(uri: str, variable: str = TRACKING) -> Iterator[None]:
+    """Turns any error of the store into an InputError that names it and the way out: the variable with its address.
     An OSError with a file name passes, because its message is clear already."""
     try:
         yield
@@ -97,22 +98,23 @@ def store_errors(uri: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.filename is not None:
             raise
-        raise InputError(f"MLflow store {shown(uri)}: {_cure(error, uri)}") from error
+        name = "MLflow store" if variable == TRACKING else variable
+        raise InputError(f"{name} {shown(uri)}: {_cure(error, uri, variable)}") from error
 
 
-def _cure(error: Exception, uri: str) -> str:
+def _cure(error: Exception, uri: str, variable: str) -> str:
     """The error in one line that ends with the way out."""
-    address = uri if shown(uri) == uri else "$MLFLOW_TRACKING_URI"
+    address = uri if shown(uri) == uri else f"${variable}"
     if isinstance(error, ImportError) and error.name:
         package = PACKAGES.get(error.name, error.name)
         return f"this address needs the package {error.name}; `pip install {package}`, or name another driver in it"
     if found := re.search(r"out-of-date database schema \(found version (\w+)", str(error)):
         if not any(Path(mlflow.__file__).parent.glob(f"store/db_migrations/versions/{found[1]}_*.py")):
-            return "made by a newer MLflow; install that one, or name another store in MLFLOW_TRACKING_URI"
+            return f"made by a newer MLflow; install that one, or name another store in {variable}"
         file = sqlite_file(uri)
         backup = f"`cp '{file}' '{file}.backup'`" if file else "back up the database"
         return f'made by an older MLflow; end its server, {backup}, then `mlflow db upgrade "{address}"`'
-    return f"{network.fault(error, uri) or reason(error)}; check MLFLOW_TRACKING_URI"
+    return f"{network.fault(error, uri) or reason(error)}; check {variable}"
 
 
 def drop_foreign_settings(experiment: str) -> None:

@@ -67,6 +67,9 @@ class Tag:
     EXPERIMENT = "dvc.experiment"  # the name under which the state was first reached
     EXPERIMENTS = "dvc.experiments"  # all names under which it was reached, separated by commas
     BASELINE = "dvc.baseline"  # the commit from which the experiment started
+    GROUP = "vae.group"  # of a parent run: the name of its sweep or search
+    GROUPS = "vae.groups"  # of a child: the names of all its groups, separated by commas
+    PRUNED = "vae.pruned"  # why a search ended this training early
 
 
 def store_lock(root: Path) -> FileLock:
@@ -121,8 +124,9 @@ class Store(MlflowClient):
         return found
 
     def find(self, tags: dict[str, str] | None = None) -> list[Run]:
-        """The runs with these tags, newest first."""
+        """The runs with these tags, newest first. Runs that only group others must be asked for by a tag."""
         conditions = " and ".join(f"tags.`{name}` = '{value}'" for name, value in (tags or {}).items())
+        conditions = conditions or f"tags.`{Tag.GROUP}` IS NULL"
         found: list[Run] = []
         token: str | None = None
         while True:
