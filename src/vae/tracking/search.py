@@ -173,7 +173,7 @@ class Worker:
             state, figure = self.run(trial, name)
             with store_errors(self.uri, ADDRESS), suppress(optuna.exceptions.UpdateFinishedTrialError):
                 self.study.tell(trial, figure, state)  # the error: another worker has taken the trial in the meantime
-            print(f"{name}: {state.name.lower()}", flush=True)
+            print(f"{name}: {state.name.lower()}{f', {figure:.2f} nats' if figure else ''}", flush=True)
             failures = failures + 1 if state == TrialState.FAIL else 0
         with store_errors(self.store.uri), store_lock(self.store.root):
             sweep.summarize(self.store, self.search.study)
@@ -197,6 +197,8 @@ class Worker:
         with store_errors(self.store.uri):
             for run in self.store.find({"mlflow.runName": name}) if behind else []:
                 self.store.set_tags(run.info.run_id, {Tag.PRUNED: behind})
+                checkpoint = f"{run.data.tags.get(Tag.TRAINING)}.pt"  # nobody goes on with this training
+                (repository.state_folder(self.store.root) / checkpoint).unlink(missing_ok=True)
         return TrialState.PRUNED if behind else TrialState.FAIL, None
 
     def train(self, trial: Trial, name: str) -> str:

@@ -14,8 +14,7 @@ from mlflow.entities import Run
 from vae.tracking.store import CHAMPION_METRIC, SOURCE, Store, Tag
 
 CHILD = "mlflow.parentRunId"  # the tag by which the UI shows a run below another one
-COUNTED = 1000  # children of which the page of a parent tells, the best first: as many as MLflow gives in one request
-LISTED = 30  # models in the table
+COUNTED = 200  # children on the page of a parent, the best first: the page is written again with each of them
 SEED = "train.seed"
 
 
@@ -73,16 +72,15 @@ def summarize(store: Store, name: str) -> None:
         models.setdefault(model, []).append(run.data.metrics[CHAMPION_METRIC])
     ranked = sorted(models.items(), key=lambda item: mean(item[1]))
     rows = [[*swept, "seeds", CHAMPION_METRIC, "deviation"], ["---"] * (len(swept) + 3)]
-    for model, seen in ranked[:LISTED]:
-        rows.append([*model, str(len(seen)), f"{mean(seen):.2f}", f"{stdev(seen):.2f}" if len(seen) > 1 else ""])
+    for model, seen in ranked:
+        rows.append(
+            [*map(short, model), str(len(seen)), f"{mean(seen):.2f}", f"{stdev(seen):.2f}" if len(seen) > 1 else ""]
+        )
     pruned = sum(Tag.PRUNED in run.data.tags for run in children)
-    lines = [
-        f"{len(children)} runs: {len(whole)} complete, {pruned} pruned",
-        "",
-        *(f"| {' | '.join(row)} |" for row in rows),
-    ]
+    counts = f"{len(whole)} runs are complete, {pruned} were pruned{', of the best' * (len(found) == COUNTED)}"
+    note = "\n".join([counts, "", *(f"| {' | '.join(row)} |" for row in rows)])
     run_id = parent(store, name).info.run_id
-    store.set_tags(run_id, {"mlflow.note.content": "\n".join(lines)})
+    store.set_tags(run_id, {"mlflow.note.content": note})
     if ranked:
         best = ranked[0][1]
         deviation = {f"group/{CHAMPION_METRIC}_deviation": stdev(best)} if len(best) > 1 else {}
@@ -98,6 +96,7 @@ def draw(store: Store, run_id: str, keys: list[str], runs: list[Run]) -> None:
     import optuna  # imported here, because few runs are in a group
 
     matplotlib.use("Agg")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler())
     columns = [[number(run.data.params.get(key, "")) for run in runs] for key in keys]
     kinds: dict[str, optuna.distributions.BaseDistribution] = {
@@ -123,7 +122,11 @@ def draw(store: Store, run_id: str, keys: list[str], runs: list[Run]) -> None:
 
 def number(text: str) -> float | str:
     """A parameter as a number, if it is one."""
-    try:
+    with suppress(ValueError):
         return float(text)
-    except ValueError:
-        return text
+    return text
+
+
+def short(text: str) -> str:
+    """A parameter for a table."""
+    return f"{value:.4g}" if isinstance(value := number(text), float) else text
