@@ -13,7 +13,7 @@ SEARCH = {
     "study": "tried",
     "trials": 3,
     "seed": 0,
-    "startup": 2,
+    "startup": 1,
     "pruning": True,
     "set": {"train.optimizer": "adam", "train.epochs": "3"},
     "space": {"train.learning_rate": {"low": 1e-6, "high": 0.02, "log": True}},
@@ -39,7 +39,8 @@ def test_a_killed_search_goes_on_and_its_best_trial_comes_back(project):
     printed = project.run(*COMMAND, "", PYTHONPATH="src").stdout
     assert "resuming after epoch 1" in printed  # the killed trial
     ended = {trial.params["train.learning_rate"]: trial for trial in study.trials if trial.state.name != "FAIL"}
-    assert {rate: trial.state.name for rate, trial in ended.items()} == {0.02: "COMPLETE", 0.01: "COMPLETE", 1e-6: "PRUNED"}
+    states = {rate: trial.state.name for rate, trial in ended.items()}
+    assert states == {0.02: "COMPLETE", 0.01: "COMPLETE", 1e-6: "PRUNED"}, printed
     assert len(study.trials) == 4  # one of them is the killed one
     assert sorted(project.experiments()) == ["tried-0", "tried-1"]
 

@@ -34,7 +34,7 @@ from vae.tracking.worktree import execute, git
 
 ADDRESS = "VAE_STUDY"  # the variable with the address of the database
 BEAT_SECONDS = 10  # between two signs of life of a worker
-SILENT_SECONDS = 90  # after which other workers take its trial
+SILENT_SECONDS = 60  # after which other workers take its trial
 TRIES = 3  # of a trial whose worker dies
 FAILURES = 3  # failed trials in a row after which a worker gives up
 EPOCH = re.compile(r"^epoch (\d+) of (\d+): .*validation ([\d.]+)")  # a line of the train stage
@@ -171,8 +171,8 @@ class Worker:
         while failures < FAILURES and (trial := self.claim()):
             name = f"{self.search.study}-{original(self.study.get_trials(deepcopy=False)[trial.number])}"
             state, figure = self.run(trial, name)
-            with store_errors(self.uri, ADDRESS), suppress(optuna.exceptions.UpdateFinishedTrialError):
-                self.study.tell(trial, figure, state)  # the error: another worker has taken the trial in the meantime
+            with store_errors(self.uri, ADDRESS):  # another worker may have taken the trial in the meantime
+                self.study.tell(trial, figure, state, skip_if_finished=True)
             print(f"{name}: {state.name.lower()}{f', {figure:.2f} nats' if figure else ''}", flush=True)
             failures = failures + 1 if state == TrialState.FAIL else 0
         with store_errors(self.store.uri), store_lock(self.store.root):
