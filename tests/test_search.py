@@ -1,7 +1,5 @@
 """The search: what it refuses, and how workers share a study. Whole searches: tests/pipeline."""
 
-from vae.tracking import search
-
 import json
 import shutil
 
@@ -12,6 +10,7 @@ from optuna.trial import TrialState
 
 from vae import params
 from vae.errors import InputError
+from vae.tracking import search
 
 GOOD = {
     "study": "s",
@@ -154,7 +153,7 @@ def test_more_trials_go_on_with_the_same_study(worker):
 @pytest.mark.parametrize("changes", [{"space": {"train.schedule": ["cosine"]}}, {"set": {"train.epochs": "3"}}])
 def test_another_space_or_other_parameters_need_another_study(worker, changes):
     worker()
-    with pytest.raises(InputError, match="search.yaml: study s was made with another space or parameters"):
+    with pytest.raises(InputError, match="study s was made with another space or parameters"):
         worker(**changes)
     worker(study="t", **changes)
 

@@ -8,6 +8,7 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 from mlflow.entities import Run
 
@@ -98,35 +99,31 @@ def draw(store: Store, run_id: str, keys: list[str], runs: list[Run]) -> None:
     matplotlib.use("Agg")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler())
-    columns = [[number(run.data.params.get(key, "")) for run in runs] for key in keys]
-    kinds: dict[str, optuna.distributions.BaseDistribution] = {
-        key: optuna.distributions.CategoricalDistribution([*dict.fromkeys(column)])
-        for key, column in zip(keys, columns, strict=True)
-    }
-    for run, values in zip(runs, zip(*columns, strict=True), strict=True):
-        figure = run.data.metrics[CHAMPION_METRIC]
-        study.add_trial(
-            optuna.create_trial(params=dict(zip(keys, values, strict=True)), distributions=kinds, value=figure)
-        )
+    columns, kinds = dict[str, list[Any]](), dict[str, optuna.distributions.BaseDistribution]()
+    for key in keys:
+        columns[key] = [run.data.params.get(key, "") for run in runs]
+        kinds[key] = optuna.distributions.CategoricalDistribution([*dict.fromkeys(columns[key])])
+        with suppress(ValueError):  # it is no number
+            columns[key] = [float(text) for text in columns[key]]
+            low, high = min(columns[key]), max(columns[key])
+            kinds[key] = optuna.distributions.FloatDistribution(low, high, log=0 < low < high / 10)
+    for run, *values in zip(runs, *columns.values(), strict=True):
+        here, figure = dict(zip(keys, values, strict=True)), run.data.metrics[CHAMPION_METRIC]
+        study.add_trial(optuna.create_trial(params=here, distributions=kinds, value=figure))
     with warnings.catch_warnings(), suppress(ValueError, RuntimeError):  # too few runs, or all of the same figure
         warnings.simplefilter("ignore")  # optuna calls its pictures experimental
         from matplotlib import pyplot
         from optuna.visualization import matplotlib as pictures
 
         for kind in ("parallel_coordinate", "optimization_history", "param_importances"):
-            axes = getattr(pictures, f"plot_{kind}")(study, target_name=f"{CHAMPION_METRIC}, validation")
+            axes = getattr(pictures, f"plot_{kind}")(study, target_name=CHAMPION_METRIC)
             axes.figure.set_size_inches(10, 5)
             store.log_figure(run_id, axes.figure, f"{kind}.png", save_kwargs={"bbox_inches": "tight"})
             pyplot.close(axes.figure)
 
 
-def number(text: str) -> float | str:
-    """A parameter as a number, if it is one."""
-    with suppress(ValueError):
-        return float(text)
-    return text
-
-
 def short(text: str) -> str:
-    """A parameter for a table."""
-    return f"{value:.4g}" if isinstance(value := number(text), float) else text
+    """A parameter for a table: a number with five digits at most."""
+    with suppress(ValueError):
+        return f"{float(text):.5g}"
+    return text
