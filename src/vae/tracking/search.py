@@ -113,8 +113,8 @@ class Worker:
                     yield
 
     def open(self, path: Path, fixed: dict[str, dict[str, object]]) -> None:
-        """Opens the study with all its trials, most of which wait. Trials of this clone that a killed worker has left
-        go back to them. Raises InputError if the study has another space or other parameters."""
+        """Opens the study. Trials of this clone that a killed worker has left will be done again.
+        Raises InputError if the study has another space or other parameters."""
         again = optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=TRIES - 1)
         name, described = self.search.study, self.search.model_dump(include={"set", "space"}) | fixed
         for key in self.space:
@@ -131,36 +131,37 @@ class Worker:
             self.study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True, pruner=pruner)
             self.beat = storage.record_heartbeat
             trials = self.study.get_trials()
-            if self.study.user_attrs.get("described", described) != described or (
-                not trials and revision(self.root, f"{name}-*")
-            ):
+            known = self.study.user_attrs.get("described", described)
+            if known != described or (not trials and revision(self.root, f"{name}-*")):
                 raise InputError(
-                    f"{path}: study {name} was made with another space or parameters; give this one a new name"
+                    f"{path}: study {name} has another space or other parameters; give this one a new name"
                 )
             self.study.set_user_attr("described", described)
             for trial in trials:
                 if trial.state == TrialState.RUNNING and trial.user_attrs.get("place") == self.place:
                     self.study.tell(trial.number, state=TrialState.FAIL)
                     again(self.study, trial)
-            for _ in range(self.search.trials - len({original(trial) for trial in trials})):
-                self.study.enqueue_trial({})
+            with store_errors(self.store.uri), store_lock(self.store.root):
+                sweep.parent(self.store, name)  # here, so that workers at the same time make one
 
     def claim(self) -> Trial | None:
         """The next trial, or None if all have ended. Waits while other workers have trials that they may lose."""
         while True:
             with self.alone():
                 optuna.storages.fail_stale_trials(self.study)
-                if waiting := self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+                trials = self.study.get_trials(deepcopy=False)
+                again = [trial.number for trial in trials if trial.state == TrialState.WAITING]
+                if again or len({original(trial) for trial in trials}) < self.search.trials:
                     # Each trial has a seed of its own, so that workers do not draw the same one.
-                    seed, startup = self.search.seed + waiting[0].number, self.search.startup
+                    seed = self.search.seed + (again[0] if again else len(trials))
                     self.study.sampler = optuna.samplers.TPESampler(
-                        n_startup_trials=startup, seed=seed, constant_liar=True
+                        n_startup_trials=self.search.startup, seed=seed, constant_liar=True
                     )
                     trial = self.study.ask(self.space)
                     self.beat(trial._trial_id)
                     trial.set_user_attr("place", self.place)
                     return trial
-                if not self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                if all(trial.state.is_finished() for trial in trials):
                     return None
             time.sleep(BEAT_SECONDS)
 
