@@ -27,7 +27,7 @@ RULES = {
     "serving": (CORE | {"serving"}, {"torch", "mlflow", "numpy", "PIL", "pydantic"}),
     "tracking": (
         {"params", "errors", "runtime", "evaluation.plots", "tracking"},
-        {"mlflow", "dvc", "filelock", "numpy", "PIL", "safetensors", "sqlalchemy", "yaml"},
+        {"mlflow", "dvc", "filelock", "matplotlib", "numpy", "optuna", "PIL", "pydantic", "safetensors", "sqlalchemy", "yaml"},
     ),
 }
 RULES["runtime"][1].update({"tqdm", "urllib3"})
