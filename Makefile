@@ -1,7 +1,7 @@
 # Every target sets up .venv by itself; there is nothing to install or to activate first.
 # It runs with GNU make 3.81 and bash 3.2, which macOS has.
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-matrix test-scale lint deps ui server setup which sync doctor reproduce serving leaderboard bounds bench audit experiments soak
+.PHONY: help run test test-fast test-matrix test-scale lint deps ui server setup which sync doctor reproduce serving leaderboard bounds bench audit experiments soak search
 SHELL := bash
 
 PYTHON ?= python3
@@ -110,6 +110,9 @@ leaderboard: setup  ## RECIPE=...: put the present results into metrics/leaderbo
 	@python tools/leaderboard.py params.yaml --recipe "$(RECIPE)" --recipes recipes --model models/vae.safetensors \
 	  --evaluation metrics/evaluation.json --quality metrics/quality.json --run metrics/mlflow.json \
 	  --board metrics/leaderboard.csv --readme README.md --page docs/results.md
+
+search: setup  ## trials of search.yaml, each an experiment; PUSH=...: the git remote of a farm, to which they are pushed
+	@$(IDENTITY); python tools/search.py params.yaml search.yaml metrics/validation.json "$(PUSH)"
 
 bounds: setup  ## check the likelihood bound by annealed importance sampling; writes metrics/annealing.json, docs/bounds.md
 	@python tools/bounds.py params.yaml data models/vae.safetensors \

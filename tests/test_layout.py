@@ -27,7 +27,8 @@ RULES = {
     "serving": (CORE | {"serving"}, {"torch", "mlflow", "numpy", "PIL", "pydantic"}),
     "tracking": (
         {"params", "errors", "idx", "runtime", "evaluation.plots", "tracking"},
-        {"mlflow", "dvc", "filelock", "numpy", "PIL", "psutil", "safetensors", "sqlalchemy", "yaml"},
+        {"mlflow", "dvc", "filelock", "matplotlib", "numpy", "optuna", "PIL", "psutil", "pydantic", "safetensors"}
+        | {"sqlalchemy", "yaml"},
     ),
 }
 RULES["runtime"][1].update({"tqdm", "urllib3"})

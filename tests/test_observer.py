@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from vae.tracking.store import Store, Tag
 
 MACHINE = "{'machine.cpu': 'x'}"  # as text
 OPEN, TRAINED = {"params": "p", "root": "r", "key": "k", "machine": {"machine.cpu": "x"}}, {"outcome": "TRAINED"}
+OPENED = ("open", "p", "r", "k", MACHINE)
 ROW = {"epoch": 1, "val_neg_elbo_nats": 100.0, "lr": 0.1}
 
 
@@ -45,6 +47,9 @@ def calls(monkeypatch):
         def __init__(self, *arguments) -> None:
             done.append(("open", *map(str, arguments)))
 
+        def watch(self) -> None:
+            assert done[-1][0] == "yield"  # the monitor runs at the lower priority too
+
         def log(self, record, seconds) -> None:
             done.append(("log", record["epoch"], seconds))
 
@@ -55,7 +60,7 @@ def calls(monkeypatch):
             done.append(("end", outcome))
 
     monkeypatch.setattr(observer, "OpenRun", FakeRun)
-    monkeypatch.setattr(observer, "yield_cores", lambda: None)
+    monkeypatch.setattr(observer, "yield_cores", lambda: done.append(("yield",)))
     monkeypatch.setattr(observer.signal, "signal", lambda name, action: done.append((name, action)))
     return done
 
@@ -65,6 +70,8 @@ def observe(monkeypatch, calls: list, sent: str) -> list:
     monkeypatch.setattr(sys, "stdin", io.StringIO(sent))
     observer.observe()
     signals, done = calls[:2], calls[2:]
+    assert done.count(("yield",)) == done.count(OPENED)  # only then: on busy cores, the import would take minutes
+    done = [call for call in done if call != ("yield",)]
     assert signals == [(signal.SIGINT, signal.SIG_IGN), (signal.SIGHUP, signal.SIG_IGN)]
     return done
 
@@ -78,7 +85,7 @@ def test_messages_are_handled_in_order_and_half_a_line_is_ignored(monkeypatch, c
     sent = messages(OPEN, epoch(1.5), picture(bytes([0, 7, 255])), TRAINED)
     done = observe(monkeypatch, calls, sent[: len(sent) - cut])
     shown = [("show", 1, [0, 7, 255])] if cut < 30 else []
-    assert done == [("open", "p", "r", "k", MACHINE), ("log", 1, 1.5), *shown, ("end", end)]
+    assert done == [OPENED, ("log", 1, 1.5), *shown, ("end", end)]
     assert capsys.readouterr().err == ""
 
 
@@ -91,7 +98,7 @@ def test_after_a_failure_of_the_store_the_observer_continues(monkeypatch, capsys
     monkeypatch.setattr(observer.OpenRun, "show", show)
     sent = messages(OPEN, epoch(1.5), picture(bytes(3)), picture(bytes(3)), epoch(2.5), TRAINED)
     done = observe(monkeypatch, calls, sent)
-    assert done == [("open", "p", "r", "k", MACHINE), ("log", 1, 1.5), ("log", 1, 2.5), ("end", "TRAINED")]
+    assert done == [OPENED, ("log", 1, 1.5), ("log", 1, 2.5), ("end", "TRAINED")]
     written = capsys.readouterr().err
     assert written.count("\n") == 1
     assert "the store is away" in written
@@ -109,7 +116,7 @@ def test_a_store_that_comes_late_gets_the_epochs_from_then_on(monkeypatch, capsy
 
     monkeypatch.setattr(observer.OpenRun, "__init__", late)
     done = observe(monkeypatch, calls, messages(OPEN, epoch(1.5), epoch(2.5), epoch(3.5), TRAINED))
-    assert done == [("open", "p", "r", "k", MACHINE), ("log", 1, 2.5), ("log", 1, 3.5), ("end", "TRAINED")]
+    assert done == [OPENED, ("log", 1, 2.5), ("log", 1, 3.5), ("end", "TRAINED")]
     assert capsys.readouterr().err.count("away") == 1
 
 
@@ -131,7 +138,15 @@ def test_an_observer_lowers_only_its_own_session(own):
     done = subprocess.run(
         [sys.executable, "-c", outer], capture_output=True, check=True, start_new_session=True, text=True
     )
-    assert done.stdout.split()[-1] == ("19" if own else "0")
+    assert done.stdout.split()[-1] == ("10" if own else "0")
+
+
+def test_an_observer_is_nice_also_if_its_caller_is_nicer():
+    code = "import os; os.nice({}); from vae.tracking import observer; observer.yield_cores(); print(os.nice(0))"
+    for more in (0, 15):
+        command = [sys.executable, "-c", code.format(more)]
+        done = subprocess.run(command, capture_output=True, check=True, start_new_session=True, text=True)
+        assert int(done.stdout) == max(10, min(os.nice(0) + more, 19))
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +217,44 @@ def test_a_new_run_has_the_parameters_of_its_training(store, start):
     assert run.info.run_name == "train-0123456"
     assert run.data.tags[Tag.TRAINING] == "0123456789"
     assert {name.partition(".")[0] for name in run.data.params} == set(TRAINING)
+
+
+def test_a_pruned_training_that_goes_on_is_not_pruned_any_more(store, start):
+    run_id = start().run_id
+    store.set_terminated(run_id, "KILLED")
+    store.set_tag(run_id, Tag.PRUNED, "epoch 1")
+    start()
+    assert Tag.PRUNED not in store.get_run(run_id).data.tags
+
+
+def test_an_open_run_of_a_sweep_is_a_child_of_its_parent(store, start, monkeypatch):
+    monkeypatch.setenv("DVC_EXP_NAME", "wide-1")
+    assert store.get_run(start().run_id).data.tags[Tag.GROUPS] == "wide"
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_machine_is_followed_if_params_yaml_says_so(store, start, monkeypatch, wanted):
+    """By MLflow's own monitor, which a training that starts again continues."""
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    for _ in range(2):
+        run = start()
+        run.watched = wanted
+        run.watch()
+        before = len(steps(store, run.run_id))
+        while wanted and len(steps(store, run.run_id)) < before + 2:
+            assert run.monitor._process.is_alive()
+        run.end("TRAINED")
+        assert run.monitor._process is None
+    found = steps(store, run.run_id)
+    assert found == list(range(len(found)))
+    names = {name for name in store.get_run(run.run_id).data.metrics if name.startswith("system/")}
+    assert {"system/cpu_utilization_percentage", "system/system_memory_usage_percentage"} <= names or not wanted
+    assert bool(names) == wanted
+
+
+def steps(store: Store, run_id: str) -> list[int]:
+    """The steps at which the load of the CPU was logged."""
+    return [point.step for point in store.get_metric_history(run_id, "system/cpu_utilization_percentage")]
 
 
 def test_a_picture_is_logged_once(store, start):

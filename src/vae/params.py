@@ -110,6 +110,7 @@ class Track(Section):
     experiment: PathName
     registered_model: Name
     tags: Annotated[dict[TagName, TagText], Field(max_length=20)]
+    system_metrics: bool
 
 
 class Classifier(Section):

@@ -277,12 +277,19 @@ class Project:
         return MlflowClient(self.uri)
 
     def runs(self) -> dict[str, Run]:
-        """All runs by their ids, none if the store or the experiment does not exist yet."""
+        """All runs by their ids, without those that only group others. None if there is no store or no experiment."""
         if self.uri.startswith("sqlite:///") and not Path(self.uri.removeprefix("sqlite:///")).is_file():
             return {}
         experiment = self.client.get_experiment_by_name("vae")
         found = self.client.search_runs([experiment.experiment_id]) if experiment else []
-        return {run.info.run_id: run for run in found}
+        return {run.info.run_id: run for run in found if "vae.group" not in run.data.tags}
+
+    def group(self, name: str) -> tuple[Run, set[str]]:
+        """The parent run of a sweep or search, and the ids of its children."""
+        (experiment,) = {run.info.experiment_id for run in self.runs().values()}
+        (parent,) = self.client.search_runs([experiment], f"tags.`vae.group` = '{name}'")
+        children = self.client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+        return parent, {run.info.run_id for run in children}
 
     def status(self, run_id: str) -> str:
         return self.client.get_run(run_id).info.status

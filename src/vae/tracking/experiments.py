@@ -32,6 +32,11 @@ def recorded_run(root: Path, revision: str, result: Path) -> str | None:
         return None
 
 
+def revision(root: Path, name: str) -> str | None:
+    """The commit of the DVC experiment with this name, or None if there is none."""
+    return git("for-each-ref", "--format=%(objectname)", f"refs/exps/*/*/{name}", folder=root).decode().strip() or None
+
+
 def experiments(root: Path, result: Path) -> list[Experiment]:
     """All experiments that DVC has, on any commit.
     Raises InputError if `root` is not the root of a DVC repository."""

@@ -16,14 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from vae import params
 from vae.evaluation import plots
+from vae.tracking import sweep
 from vae.tracking.address import reason
 from vae.tracking.state import curve_point
-from vae.tracking.store import SOURCE, Store, Tag
+from vae.tracking.store import SOURCE, Store, Tag, store_lock
 
 DIGITS_BY_EPOCH = "training_samples"  # the key of the pictures
+NICENESS = 10
+SAMPLING_SECONDS = 5  # between two measurements of the machine
 
 
 class OpenRun:
@@ -39,6 +43,8 @@ class OpenRun:
             self.run_id = unfinished[0].info.run_id
             self.store.update_run(self.run_id, status="RUNNING", name=name)
             self.stored = self.store.epochs(self.run_id)
+            if Tag.PRUNED in unfinished[0].data.tags:
+                self.store.delete_tag(self.run_id, Tag.PRUNED)
         else:
             tags = {Tag.TRAINING: key, Tag.PLACE: repository.address(root), "mlflow.source.name": SOURCE}
             run = self.store.create_run(self.store.experiment.experiment_id, tags=tags, run_name=name)
@@ -47,6 +53,17 @@ class OpenRun:
         leaves = params.leaves(config)
         trained = {name: value for name, value in leaves.items() if name.partition(".")[0] in params.TRAINING}
         self.store.log_params(self.run_id, trained)
+        with store_lock(root):
+            sweep.join(self.store, self.run_id)
+        self.monitor = SystemMetricsMonitor(
+            self.run_id, SAMPLING_SECONDS, resume_logging=True, tracking_uri=self.store.uri
+        )
+        self.watched = config.track.system_metrics
+
+    def watch(self) -> None:
+        """Starts MLflow's own monitor of the machine, in a thread with the present priority, if params.yaml says so."""
+        if self.watched:
+            self.monitor.start()
 
     def log(self, record: dict[str, Any], seconds: float) -> None:
         """Logs an epoch, unless the run has it."""
@@ -66,20 +83,20 @@ class OpenRun:
         """Ends the run of a training that failed or was killed."""
         if outcome != "TRAINED":
             self.store.set_terminated(self.run_id, outcome)
+        self.monitor.finish()
 
 
 def yield_cores() -> None:
     """Gives the training priority. With autogroup scheduling, niceness counts only within a session, so the session of
-    this process is lowered as well."""
-    os.nice(19)
+    this process is lowered as well. It keeps a tenth of a busy core, so that epochs do not come late."""
+    os.nice(max(0, NICENESS - os.nice(0)))
     if os.getsid(0) == os.getpid():  # otherwise this is the session of the caller
         with suppress(OSError):
-            Path("/proc/self/autogroup").write_text("19")
+            Path("/proc/self/autogroup").write_text(str(NICENESS))
 
 
 def observe() -> None:
     """Reads messages until stdin closes, and writes them to the store."""
-    yield_cores()
     for name in (signal.SIGINT, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)
     run, opening, outcome = None, None, "KILLED"
@@ -94,6 +111,8 @@ def observe() -> None:
                 opening = Path(message["params"]), Path(message["root"]), message["key"], message["machine"]
             if opening and not run:  # tried again at each message, until the store answers
                 run = OpenRun(*opening)
+                yield_cores()  # not earlier: on busy cores, mlflow's import would take minutes
+                run.watch()
             match message:
                 case {"record": record, "seconds": seconds} if run:
                     run.log(record, seconds)

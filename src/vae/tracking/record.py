@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from vae.errors import InputError
 from vae.params import NOT_IN_PIPELINE, leaves, load
-from vae.tracking import datasets, page, registry, servable, worktree
+from vae.tracking import datasets, page, registry, servable, sweep, worktree
 from vae.tracking.address import shown, store_errors
 from vae.tracking.changes import Changes, uncommitted_changes
 from vae.tracking.state import State, dependencies, read_curves
@@ -42,9 +42,9 @@ def record(state: State, root: Path) -> str:
             if not (lost := store.lost(run)):
                 add_experiment(store, run, state.config.track.tags)
                 store.discard_live(state.model_sha256)
-                return run.info.run_id
+                return sweep.join(store, run.info.run_id)
             print(f"MLflow run {run.info.run_id} has lost {', '.join(lost[:3])}{' and more' * (len(lost) > 3)}")
-        return _write(store, state, finished)
+        return sweep.join(store, _write(store, state, finished))
 
 
 def add_experiment(store: Store, run: Run, tags: dict[str, str]) -> None:

@@ -74,6 +74,9 @@ class Tag:
     MESSAGE = "dvc.message"  # given with `dvc exp run -m`
     REMOTE = "mlflow.source.git.repoURL"  # without name and password
     SCHEMA = "vae.schema"  # of the record; runs of version 1 have no such tag
+    GROUP = "vae.group"  # of a parent run: the name of its sweep or search
+    GROUPS = "vae.groups"  # of a child: the names of all its groups, separated by commas
+    PRUNED = "vae.pruned"  # why a search ended this training early
 
 
 @contextmanager
@@ -136,8 +139,9 @@ class Store(MlflowClient):
         return found
 
     def find(self, tags: dict[str, str] | None = None) -> list[Run]:
-        """The runs with these tags, newest first."""
+        """The runs with these tags, newest first. Runs that only group others must be asked for by a tag."""
         conditions = " and ".join(f"tags.`{name}` = '{value}'" for name, value in (tags or {}).items())
+        conditions = conditions or f"tags.`{Tag.GROUP}` IS NULL"
         found: list[Run] = []
         token: str | None = None
         while True:
