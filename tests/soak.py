@@ -152,7 +152,7 @@ class Soak:
         for path in unsafe:
             if path.is_file() and path.stat().st_size:
                 os.truncate(path, self.random.randrange(path.stat().st_size))
-                self.count("power lost: a file is cut")
+        self.count("power lost: unsafe files are cut")
 
     # Faults around `track`.
 
@@ -288,4 +288,5 @@ def main(seed: int, minutes: float, result: Path, page: Path, kinds: str = "") -
 
 if __name__ == "__main__":
     os.environ["MLFLOW_SQLALCHEMYSTORE_POOLCLASS"] = "NullPool"  # because the database file is replaced
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     main(int(sys.argv[1]), float(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]), *sys.argv[5:])
