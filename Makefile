@@ -121,8 +121,8 @@ bounds: setup  ## check the likelihood bound by annealed importance sampling; wr
 bench: setup data/train-images-idx3-ubyte  ## PART=whole, speed, quality, cost, growth, or all; writes metrics/bench.json, docs/speed.md
 	@PYTHONPATH=. python -m bench data metrics/bench.json docs/speed.md $(PART)
 
-soak: setup  ## injects faults by a seed, and counts what survives: MINUTES=60 SEED=0; writes metrics/faults.json, docs/faults.md
-	@PYTHONPATH=.:src python -m tests.soak "$${SEED:-0}" "$${MINUTES:-60}" metrics/faults.json docs/faults.md
+soak: setup  ## injects faults by a seed, and counts what survives: MINUTES=60 SEED=0 KINDS=kills,stores,...; writes metrics/faults.json, docs/faults.md
+	@PYTHONPATH=.:src python -m tests.soak "$${SEED:-0}" "$${MINUTES:-60}" metrics/faults.json docs/faults.md $(KINDS)
 
 data/train-images-idx3-ubyte: | setup
 	dvc repro download

@@ -152,7 +152,7 @@ class Soak:
         for path in unsafe:
             if path.is_file() and path.stat().st_size:
                 os.truncate(path, self.random.randrange(path.stat().st_size))
-                self.count("power lost: a file is cut")
+        self.count("power lost: unsafe files are cut")
 
     # Faults around `track`.
 
@@ -257,8 +257,8 @@ def table(found: dict[str, Any]) -> str:
     return readme.markdown(lines, ("fault", "injected", "survived", "lost"))
 
 
-def main(seed: int, minutes: float, result: Path, page: Path) -> None:
-    """Injects faults for so many minutes, in a project of its own."""
+def main(seed: int, minutes: float, result: Path, page: Path, kinds: str = "") -> None:
+    """Injects faults for so many minutes, in a project of its own: of all kinds, or of those with these names."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         project = Project(Path(folder))
@@ -268,12 +268,18 @@ def main(seed: int, minutes: float, result: Path, page: Path) -> None:
         project.commit()
         project.keep()
         soak, number, began = Soak(project, seed), 0, time.monotonic()
+        rounds = [item for item in soak.rounds if not kinds or item.__name__ in kinds.split(",")]
         while time.monotonic() < began + 60 * minutes:
-            soak.round(soak.rounds[number % len(soak.rounds)])
+            soak.round(rounds[number % len(rounds)])
             number += 1
             print(f"{(time.monotonic() - began) / 60:.1f} min: {soak.report()['total']}", flush=True)
         project.stop()
-    spent = {"seed": seed, "minutes": round((time.monotonic() - began) / 60, 1), "rounds": number}
+    spent = {
+        "seed": seed,
+        "asked": kinds or "all",
+        "minutes": round((time.monotonic() - began) / 60, 1),
+        "rounds": number,
+    }
     found = spent | {"machine": machine.describe(1, "cpu")} | soak.report()
     result.write_text(json.dumps(found, indent=2) + "\n")
     page.write_text(readme.insert(page.read_text(), table(found), "faults"))
@@ -282,4 +288,5 @@ def main(seed: int, minutes: float, result: Path, page: Path) -> None:
 
 if __name__ == "__main__":
     os.environ["MLFLOW_SQLALCHEMYSTORE_POOLCLASS"] = "NullPool"  # because the database file is replaced
-    main(int(sys.argv[1]), float(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]))
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    main(int(sys.argv[1]), float(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]), *sys.argv[5:])

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -55,13 +56,11 @@ last_words = "interrupted"  # the line with which an interrupted script ends
 def leave(status: int) -> NoReturn:
     """Ends the process now. Unloading torch would take most of a second, and waiting for threads of a client library
     could take forever. Files are closed, and the kernel releases the locks."""
-    try:
+    with suppress(OSError, RuntimeError):  # a full disk, a closed pipe, or a print that this one interrupts
         if status in (128 + signal.SIGINT, 128 + signal.SIGTERM):
             print(last_words, file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
-    except (OSError, RuntimeError):  # a full disk, a closed pipe, or a print that this one interrupts
-        status = status or 1
     os._exit(status)
 
 
@@ -111,11 +110,8 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
-ROOM, HANDLES = "make room", "raise the limit with `ulimit -n`"
-CURES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), ROOM),
-    **dict.fromkeys((errno.EMFILE, errno.ENFILE), HANDLES),
-}  # for errors of the system
+CURES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room")  # for errors of the system
+CURES |= dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit with `ulimit -n`")
 
 
 def _terminate(signum: int, _frame: FrameType | None) -> None:
