@@ -9,7 +9,8 @@ import pytest
 
 pytest.register_assert_rewrite("tests.pipeline.project")
 
-from tests.pipeline.project import Project, clean_environment, server  # noqa: E402 (after the line above)
+from tests.pipeline.postgres import postgres  # noqa: E402 (after the line above)
+from tests.pipeline.project import Project, clean_environment, server  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -50,3 +51,10 @@ def served(tmp_path) -> Iterator[str]:
     environment = clean_environment() | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with server(["mlflow", "server", *stores, "--workers", "1"], "/health", folder, environment) as uri:
         yield uri
+
+
+@pytest.fixture(scope="session")
+def database() -> Iterator[str]:
+    """The address of a new PostgreSQL database, with its password."""
+    with postgres() as address:
+        yield address
