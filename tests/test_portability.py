@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = [ROOT / ".ci/run", *sorted((ROOT / "recipes").glob("*.sh"))]
+SCRIPTS = [*sorted((ROOT / ".ci").iterdir()), *sorted((ROOT / "recipes").glob("*.sh"))]
 NEWER_THAN_BASH_3_2 = (
     r"\$\{\w+(,,?|\^\^?|@\w)\}",  # ${x,,} ${x^^} ${x@Q}
     r"\b(mapfile|readarray|coproc)\b",
