@@ -8,8 +8,10 @@ import sys
 from types import SimpleNamespace
 
 import mlflow
+import mlflow.models.cli
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from mlflow.models import Model
 from PIL import Image
 
@@ -163,3 +165,17 @@ def test_the_code_of_a_model_has_no_secrets_and_no_environment(tmp_path):
     package = servable.private_library(tmp_path / "vae", tmp_path / "copy")
     files = {path.relative_to(package).as_posix() for path in package.rglob("*") if path.is_file()}
     assert files == {"model.py", "serving/requests.py"}
+
+
+@pytest.mark.parametrize("manager", ["virtualenv", "uv"])
+def test_mlflow_makes_a_container_file_for_the_model(saved, library, tmp_path, root, manager):
+    """It copies the model with its pinned requirements, each of which is published in that version."""
+    model, folder = saved(library), tmp_path / manager
+    command = ["generate-dockerfile", "-m", model, "-d", str(folder), "--env-manager", manager]
+    done = CliRunner().invoke(mlflow.models.cli.commands, command)
+    assert done.exit_code == 0, done.output
+    assert "COPY model_dir/model /opt/ml/model" in (folder / "Dockerfile").read_text()
+    (copied,) = folder.glob("model_dir/model/requirements.txt")
+    pins = set(copied.read_text().split())
+    assert "torch" in {pin.partition("==")[0] for pin in pins}
+    assert pins <= set((root / "requirements.lock").read_text().splitlines())

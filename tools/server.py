@@ -15,11 +15,7 @@ from vae.tracking.address import SERVERS, absolute, store_errors
 
 DATABASE, PASSWORD, CONFIG = "MLFLOW_BACKEND_STORE_URI", "MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_AUTH_CONFIG_PATH"
 # Each user may change and delete all runs, because `track` deletes a run that a training has opened in vain.
-USERS = """[mlflow]
-default_permission = MANAGE
-database_uri = {}
-admin_username = admin
-"""
+USERS = "[mlflow]\ndefault_permission = MANAGE\nadmin_username = admin\ndatabase_uri = {}\n"
 
 
 def main(auth: bool) -> None:

@@ -21,7 +21,6 @@ DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 SERVERS = ("http://", "https://", "databricks")  # they have a place of their own for files
 PACKAGES = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 MOST_LETTERS = 400  # of the reason in a message
-TRACKING = "MLFLOW_TRACKING_URI"
 # Set by a system that runs the pipeline as one of its own runs. A state has a run of its own.
 NOT_USED = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID", "MLFLOW_ARTIFACT_URI")
 
@@ -88,7 +87,7 @@ def reason(error: BaseException) -> str:
 
 
 @contextmanager
-def store_errors(uri: str, variable: str = TRACKING) -> Iterator[None]:
+def store_errors(uri: str, variable: str = "MLFLOW_TRACKING_URI") -> Iterator[None]:
     """Turns any error of the store into an InputError that names it and the way out: the variable with its address.
     An OSError with a file name passes, because its message is clear already."""
     try:

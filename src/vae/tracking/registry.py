@@ -62,8 +62,8 @@ def crown(store: Store, new: ModelVersion, split: str) -> ModelVersion:
     best, since = new, new.creation_timestamp - SAME_TIME
     while True:
         store.set_registered_model_alias(new.name, CHAMPION, best.version)
-        found = best_version(store, new.name, split, since)
-        if found is None or str(found.version) == str(best.version):
+        found = best_version(store, new.name, split, since) or best
+        if str(found.version) == str(best.version):
             return best
         best = found
 
