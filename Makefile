@@ -67,8 +67,8 @@ test-matrix: setup  ## every way in which a pipeline starts and ends, on every k
 	@touch $@
 
 test-scale: setup  ## a team's server, its cache, its searches, many processes; skips what this machine lacks
-	@$(MAKE) --no-print-directory .venv/scale || echo "without requirements-scale.lock, the tests that need it are skipped"
-	python -m pytest -q -rs -m scale $(TWO_AT_A_TIME)
+	@$(MAKE) --no-print-directory .venv/scale || echo "tests that need requirements-scale.lock are skipped"
+	python -m pytest -q -rs -m scale -n 2 --dist loadfile
 
 lint: setup  ## format, lint, types, and the deps of the stages, by pre-commit
 	pre-commit run --all-files
@@ -79,7 +79,7 @@ deps: setup  ## write the imports of each stage into the deps of dvc.yaml and qu
 ui: setup  ## the MLflow UI on the project's store
 	@python tools/ui.py params.yaml "$${PORT:-5000}"
 
-server: .venv/scale  ## an MLflow server for a team, on the database in MLFLOW_BACKEND_STORE_URI; AUTH=1: for its users only
+server: .venv/scale  ## an MLflow server for a team, on the database in MLFLOW_BACKEND_STORE_URI; AUTH=1: with users
 	@python tools/server.py $(if $(AUTH),--auth)
 
 which: setup  ## NAME=...: the run of this experiment, or the experiment of this run
