@@ -96,6 +96,12 @@ def test_two_clones_record_compare_register_and_reproduce(project, team, tmp_pat
     assert done.stdout.count("the same, bit for bit") == len(hashes)
     assert ben.runs().keys() == set(runs.values())
 
+    opened = ann.client.create_run(ann.client.get_experiment_by_name("vae").experiment_id).info.run_id
+    deletion = {"json": {"run_id": opened}, "timeout": LIMIT_SECONDS}
+    url = f"{team}/api/2.0/mlflow/runs/delete"
+    assert requests.post(url, **deletion).status_code == 401
+    assert requests.post(url, auth=("ben", USERS["ben"]), **deletion).ok  # as `track` does
+
     for value in (1.0, -1.0):  # either of the two may be the better one
         race(ann, {run_id: value * score for run_id, score in values.items()}, f"race{value}", monkeypatch)
 

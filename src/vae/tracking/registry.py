@@ -51,8 +51,8 @@ def register(store: Store, config: Params, run_id: str, uri: str, value: float, 
         better = value < best
         compared = "the new champion, better than" if better else "not better than the champion,"
         verdict = f"it is {compared} version {champion} with {best:.2f}"
-    if better and (best := crown(store, new, split)).version != new.version:
-        verdict = f"version {best.version} with {best.tags[CHAMPION_METRIC]}, of the same time, is the champion"
+    if better and (other := crown(store, new, split)).version != new.version:
+        verdict = f"version {other.version} with {other.tags[CHAMPION_METRIC]}, of the same time, is the champion"
     print(f"registered {name} version {new.version}: {CHAMPION_METRIC} {value:.2f}; {verdict}")
 
 

@@ -118,7 +118,7 @@ class Store(MlflowClient):
             artifacts = None if self.uri.startswith(SERVERS) else (self.root / ARTIFACTS).as_uri()
             with made_by_another():
                 self.create_experiment(name, artifacts)
-            found = self.get_experiment_by_name(name)
+            return self._experiment(name)
         if found.lifecycle_stage != "active":
             raise InputError(f"MLflow experiment {name} is deleted; restore it, or change track.experiment")
         return found
