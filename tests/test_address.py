@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from mlflow.exceptions import MlflowException
 from sqlalchemy import create_engine
+from sqlalchemy.exc import OperationalError
 
 from vae.errors import InputError
 from vae.tracking import address
@@ -61,6 +62,14 @@ def test_a_store_in_memory_would_be_lost_with_its_stage(tmp_path, uri):
         absolute(uri, tmp_path)
 
 
+def test_an_at_sign_in_a_password_must_be_encoded(tmp_path):
+    """Otherwise the rest of the password would be a part of the name of the host, which errors show."""
+    with pytest.raises(InputError, match="write each @ of the name or the password as %40") as caught:
+        absolute("postgresql://u:se@cret@host/db", tmp_path)
+    assert "cret" not in str(caught.value)
+    assert absolute("postgresql://u:se%40cret@host/db", tmp_path) == "postgresql://u:se%40cret@host/db"
+
+
 @pytest.mark.parametrize("name", ["plain", "a b", "é:ü'", "100% sure", "a%20b", "a?b", "a#b", "-dash"])
 def test_a_folder_may_have_any_name(tmp_path, name):
     """The address leads SQLAlchemy to the file, whatever is in its path."""
@@ -112,6 +121,22 @@ def test_an_error_has_no_password_and_is_not_cut_without_a_sign():
     assert "secret" not in line
     assert line.startswith("MLflow store http://***@host: http://***@host/api: refused xxx")
     assert line.endswith("x…; check MLFLOW_TRACKING_URI")
+
+
+def test_a_server_that_refuses_a_password_says_where_to_set_it():
+    refusal = "API request to endpoint /api failed with error code 401 != 200. Response body: 'no'"
+    line = raised(MlflowException(refusal), "http://host:5000")
+    assert line.endswith("; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
+
+
+def test_an_error_of_a_database_has_no_link_and_names_the_variable_of_its_address():
+    error = OperationalError("SELECT 1", {}, Exception('database "none" does not exist'))
+    assert "Background on this error" in str(error)
+    ends = r"does not exist.*; check MLFLOW_BACKEND_STORE_URI$"
+    named = store_errors("postgresql://u:secret@host/none", "MLFLOW_BACKEND_STORE_URI")
+    with pytest.raises(InputError, match=ends) as caught, named:
+        raise error
+    assert "Background" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ from contextlib import closing
 from types import SimpleNamespace
 
 import pytest
-from mlflow import MlflowClient
+from mlflow import MlflowClient, MlflowException
 from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, RESOURCE_ALREADY_EXISTS
 from mlflow.store.entities import PagedList
 
 from vae.errors import InputError
@@ -69,6 +70,22 @@ def test_seconds_of_a_training_are_of_all_its_epochs(store):
     history["val_neg_elbo_nats"].append((3, 70.0))
     with pytest.raises(InputError, match=r"followed every epoch.*dvc repro --force train"):
         store.training_seconds("r")
+
+
+def test_an_experiment_that_another_machine_has_just_created_is_used(store, tmp_path):
+    there = []
+
+    def create(name, artifacts):
+        if name == "refused":
+            raise MlflowException("no room", error_code=INTERNAL_ERROR)
+        there.append(SimpleNamespace(name=name, lifecycle_stage="active"))
+        raise MlflowException("it exists", error_code=RESOURCE_ALREADY_EXISTS)
+
+    store.root, store.create_experiment = tmp_path, create
+    store.get_experiment_by_name = lambda name: next((item for item in there if item.name == name), None)
+    assert store._experiment("vae") is there[0]
+    with pytest.raises(MlflowException, match="no room"):
+        store._experiment("refused")
 
 
 def test_a_store_that_another_process_holds(tmp_path, monkeypatch):
