@@ -51,6 +51,12 @@ def test_every_password_comes_from_the_environment():
                 assert re.search(r"\$\{(DATABASE|ADMIN)_PASSWORD:\?\}", value), name
 
 
+def test_a_build_gets_the_commits_and_nothing_else():
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    assert [line for line in lines if not line.startswith("#")] == ["*", "!.git"]
+    assert not re.search(r"^(COPY|ADD) ", (ROOT / "Dockerfile").read_text(), flags=re.M)
+
+
 def test_the_dev_container_is_a_target_of_the_container_file():
     folder = ROOT / ".devcontainer"
     described = json.loads((folder / "devcontainer.json").read_text())
