@@ -49,9 +49,9 @@ def absolute(uri: str, root: Path) -> str:
             f"MLflow store {shown(uri)}: neither a database nor a server; use for example {SQLITE}mlflow.db or "
             "http://<host>:5000 (`mlflow migrate-filestore` moves runs out of a folder)"
         )
-    if "@" in (url.host or ""):
-        raise InputError(f"MLflow store {shown(uri)}: write each @ of the name or the password as %40")
     if url.get_backend_name() != "sqlite":
+        if uri.partition("?")[0].count("@") > 1:  # a part of the password would be taken for the host, and shown
+            raise InputError(f"MLflow store {shown(uri)}: write each @ of the name or the password as %40")
         return uri
     if not url.database or url.database.startswith((":memory:", "file:")) or "mode" in url.query:
         raise InputError(f"MLflow store {uri}: needs the path of a file, for example {SQLITE}mlflow.db")
