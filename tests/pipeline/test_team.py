@@ -160,7 +160,7 @@ def test_a_wrong_server_password_or_database_is_one_line_without_the_password(pr
         database.replace(ENCODED, secret): 'password authentication failed for user "team"; check MLFLOW_TRACKING_URI',
         database.replace("/postgres", "/none"): 'database "none" does not exist; check MLFLOW_TRACKING_URI',
         database.replace("127.0.0.1", "host.invalid"): "check MLFLOW_TRACKING_URI",
-        database.replace(ENCODED, PASSWORD): "write each @ of the name or the password as %40",
+        database.replace(ENCODED, PASSWORD): "write each @ but the one before the host as %40",
     }.items():
         wrong.environment["MLFLOW_TRACKING_URI"] = uri
         line = wrong.error("tools/sync.py", *RESULT, "")

@@ -50,8 +50,8 @@ def absolute(uri: str, root: Path) -> str:
             "http://<host>:5000 (`mlflow migrate-filestore` moves runs out of a folder)"
         )
     if url.get_backend_name() != "sqlite":
-        if uri.partition("?")[0].count("@") > 1:  # a part of the password would be taken for the host, and shown
-            raise InputError(f"MLflow store {shown(uri)}: write each @ of the name or the password as %40")
+        if uri.count("@") > 1:  # a part of the password would be taken for the host, and shown
+            raise InputError(f"MLflow store {shown(uri)}: write each @ but the one before the host as %40")
         return uri
     if not url.database or url.database.startswith((":memory:", "file:")) or "mode" in url.query:
         raise InputError(f"MLflow store {uri}: needs the path of a file, for example {SQLITE}mlflow.db")
