@@ -30,7 +30,6 @@ DATABASE_CURES = {  # for what SQLite says
     "disk image is malformed": "the file is damaged; bring back a copy, or name another store in MLFLOW_TRACKING_URI",
 }
 MOST_LETTERS = 400  # of the reason in a message
-TRACKING = "MLFLOW_TRACKING_URI"
 # Set by a system that runs the pipeline as one of its own runs. A state has a run of its own.
 NOT_USED = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID", "MLFLOW_ARTIFACT_URI")
 
@@ -139,7 +138,7 @@ def _wait_to_execute(_connection: Any, _cursor: Any, statement: str, parameters:
 
 
 @contextmanager
-def store_errors(uri: str, variable: str = TRACKING) -> Iterator[None]:
+def store_errors(uri: str, variable: str = "MLFLOW_TRACKING_URI") -> Iterator[None]:
     """Turns any error of the store into an InputError that names it and the way out: the variable with its address.
     An OSError with a file name passes, because its message is clear already."""
     try:
