@@ -18,8 +18,6 @@ LOGIN = {"AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "a-secret-key", "AW
 ALONE = {  # of this machine: no proxy, no keys of the user, no service of a cloud that has keys
     "NO_PROXY": "127.0.0.1,localhost",
     "AWS_EC2_METADATA_DISABLED": "true",
-    "AWS_CONFIG_FILE": "/dev/null",
-    "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
 }
 
 
@@ -51,7 +49,9 @@ def with_remote(project: Project, kind: str, folder: Path, request: pytest.Fixtu
     """The project with a remote for its files, and a bare repository as `origin`. Both are in its last commit."""
     project.dvc("remote", "add", "--default", "box", str(folder / "box") if kind == "folder" else "s3://box/vae")
     other = copy.copy(project)
-    other.environment = project.environment | ALONE
+    (folder / "empty").touch()
+    files = dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), str(folder / "empty"))
+    other.environment = project.environment | ALONE | files
     if kind == "S3":
         project.dvc("remote", "modify", "box", "endpointurl", request.getfixturevalue("endpoint"))
         other.environment |= LOGIN
@@ -113,11 +113,13 @@ def test_a_clone_gets_files_experiments_and_runs_without_running_anything(projec
 
 
 def the_model_in_another_project(project: Project, folder: Path) -> None:
-    """`dvc artifacts get` takes the model of a commit, and needs no clone."""
+    """`dvc artifacts get` takes the model of a tag, which names a version of it, and needs no clone."""
+    project.run("git", "tag", "--annotate", "vae@v1.0.0", "--message", "the first one")
+    project.run("git", "push", "--quiet", "origin", "vae@v1.0.0")
     elsewhere = copy.copy(project)
     elsewhere.folder = folder / "another"
     elsewhere.folder.mkdir()
-    elsewhere.dvc("artifacts", "get", str(folder / "bare.git"), "vae", "--rev", "main", "--out", "vae.safetensors")
+    elsewhere.dvc("artifacts", "get", str(folder / "bare.git"), "vae", "--rev", "v1.0.0", "--out", "vae.safetensors")
     model = (elsewhere.folder / "vae.safetensors").read_bytes()
     assert hashlib.sha256(model).hexdigest() == project.hashes()["models/vae.safetensors"]
 
