@@ -157,6 +157,14 @@ def test_code_that_cannot_answer_is_one_clear_error(weights, library, monkeypatc
     assert "\n" not in str(caught.value)
 
 
+def test_a_model_that_is_a_link_into_the_cache_of_dvc_is_saved(weights, tmp_path):
+    """DVC makes such links with `cache.type symlink`."""
+    link = tmp_path / "models/vae.safetensors"
+    link.parent.mkdir()
+    link.symlink_to(weights)
+    servable.check(link)
+
+
 def test_the_code_of_a_model_has_no_secrets_and_no_environment(tmp_path):
     """A model takes the code in src/vae along, to the server too."""
     for name in ("model.py", "serving/requests.py", "my_secrets.py", "venv/lib.py", "tracking/store.py", ".env"):

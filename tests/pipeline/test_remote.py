@@ -18,8 +18,6 @@ LOGIN = {"AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "a-secret-key", "AW
 ALONE = {  # of this machine: no proxy, no keys of the user, no service of a cloud that has keys
     "NO_PROXY": "127.0.0.1,localhost",
     "AWS_EC2_METADATA_DISABLED": "true",
-    "AWS_CONFIG_FILE": "/dev/null",
-    "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
 }
 
 
@@ -51,7 +49,9 @@ def with_remote(project: Project, kind: str, folder: Path, request: pytest.Fixtu
     """The project with a remote for its files, and a bare repository as `origin`. Both are in its last commit."""
     project.dvc("remote", "add", "--default", "box", str(folder / "box") if kind == "folder" else "s3://box/vae")
     other = copy.copy(project)
-    other.environment = project.environment | ALONE
+    (folder / "empty").touch()
+    files = dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), str(folder / "empty"))
+    other.environment = project.environment | ALONE | files
     if kind == "S3":
         project.dvc("remote", "modify", "box", "endpointurl", request.getfixturevalue("endpoint"))
         other.environment |= LOGIN
@@ -73,24 +73,27 @@ def in_clone(project: Project, folder: Path) -> Project:
     return other
 
 
-@pytest.mark.parametrize("kind", ["folder", "S3"])
-def test_a_clone_gets_files_experiments_and_runs_without_running_anything(project, kind, tmp_path, request):
-    first = with_remote(project, kind, tmp_path, request)
-    first.dvc("exp", "run", "--temp", "--name", NAME, "--set-param", "evaluate.seed=5")
+def recorded_in_a_clone(first: Project, folder: Path) -> Project:
+    """A clone that gets the files from the remote. Nothing runs there, and the present state gets its run."""
     first.dvc("push", "--run-cache")
-    first.dvc("exp", "push", "origin", NAME)
-
-    clone = in_clone(first, tmp_path)
+    clone = in_clone(first, folder)
     assert "up to date" in clone.dvc("repro", "--pull", "--allow-missing").stdout
     assert not (clone.folder / "data").exists()  # what is up to date is not fetched
     clone.dvc("pull", "--run-cache")
     assert "up to date" in clone.dvc("repro").stdout
     assert clone.hashes() == first.hashes()
     clone.script(SYNC, *RESULT, "")
-    present = clone.recorded()
-    assert clone.runs().keys() == {present}
-    clone.assert_whole(present)
+    assert clone.runs().keys() == {clone.recorded()}
+    clone.assert_whole(clone.recorded())
+    return clone
 
+
+def test_a_clone_gets_files_and_experiments_from_a_folder(project, tmp_path, request):
+    first = with_remote(project, "folder", tmp_path, request)
+    first.dvc("exp", "run", "--temp", "--name", NAME, "--set-param", "evaluate.seed=5")
+    first.dvc("exp", "push", "origin", NAME)
+    clone = recorded_in_a_clone(first, tmp_path)
+    present = clone.recorded()
     clone.dvc("exp", "pull", "origin", NAME)
     assert f"experiment {NAME} (" in clone.script(DOCTOR, *RESULT, check=False).stdout
     clone.script(SYNC, *RESULT, NAME)
@@ -105,19 +108,18 @@ def test_a_clone_gets_files_experiments_and_runs_without_running_anything(projec
     assert clone.recorded() == run_id
     assert clone.runs().keys() == {present, run_id}
 
-    if kind == "folder":
-        the_model_in_another_project(first, tmp_path)
-        every_name_leads_to_the_run(clone, run_id)
-    else:
-        a_remote_that_cannot_be_used(clone)
+    the_model_in_another_project(first, tmp_path)
+    every_name_leads_to_the_run(clone, run_id)
 
 
 def the_model_in_another_project(project: Project, folder: Path) -> None:
-    """`dvc artifacts get` takes the model of a commit, and needs no clone."""
+    """`dvc artifacts get` takes the model of a tag, which names a version of it, and needs no clone."""
+    project.run("git", "tag", "--annotate", "vae@v1.0.0", "--message", "the first one")
+    project.run("git", "push", "--quiet", "origin", "vae@v1.0.0")
     elsewhere = copy.copy(project)
     elsewhere.folder = folder / "another"
     elsewhere.folder.mkdir()
-    elsewhere.dvc("artifacts", "get", str(folder / "bare.git"), "vae", "--rev", "main", "--out", "vae.safetensors")
+    elsewhere.dvc("artifacts", "get", str(folder / "bare.git"), "vae", "--rev", "v1.0.0", "--out", "vae.safetensors")
     model = (elsewhere.folder / "vae.safetensors").read_bytes()
     assert hashlib.sha256(model).hexdigest() == project.hashes()["models/vae.safetensors"]
 
@@ -137,8 +139,9 @@ def every_name_leads_to_the_run(project: Project, run_id: str) -> None:
     assert "nothing to mend" in project.script(DOCTOR, *RESULT).stdout
 
 
-def a_remote_that_cannot_be_used(project: Project) -> None:
-    """The errors of DVC and of `make sync` name the way out, and no key."""
+def test_a_clone_gets_files_from_s3_and_errors_show_no_key(project, tmp_path, request):
+    """The errors of DVC and of `make sync` name the way out."""
+    project = recorded_in_a_clone(with_remote(project, "S3", tmp_path, request), tmp_path)
     project.run("git", "restore", ".")
     (project.folder / "models/vae.safetensors").unlink()
     for path in (project.folder / ".dvc/cache/files/md5").rglob("*"):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -93,7 +94,8 @@ def packed(model: Path) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder, importable(package := private_library(LIBRARY, Path(folder))):
         yield {
             "python_model": package / "serving/requests.py",
-            "artifacts": {"model": str(model)},
+            # A copy, because MLflow refuses a link out of the folder, and the file may be a link into DVC's cache.
+            "artifacts": {"model": shutil.copy(model, folder)},
             "code_paths": [str(package)],
             "example": EXAMPLE,
             "pip_requirements": requirements(),
