@@ -32,6 +32,7 @@ RULES = {
     ),
 }
 RULES["runtime"][1].update({"tqdm", "urllib3"})
+RULES["tracking"][1].update({"matplotlib", "optuna", "pydantic"})
 
 
 def listed(*arguments: str) -> list[Path]:

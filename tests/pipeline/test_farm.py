@@ -15,8 +15,9 @@ from vae.tracking.search import original
 
 pytestmark = pytest.mark.scale
 
-WORKERS, TRIALS = 8, 10
-FARM = SEARCH | {"study": "farm", "trials": TRIALS, "pruning": False}
+WORKERS, TRIALS = 8, 9
+SPACE = {"train.learning_rate": {"low": 0.005, "high": 0.02}}
+FARM = SEARCH | {"study": "farm", "trials": TRIALS, "pruning": False, "space": SPACE}
 
 
 def test_a_farm_of_which_two_workers_die_loses_and_doubles_nothing(project, served):
