@@ -264,3 +264,31 @@ def test_any_value_is_refused_by_name_or_of_the_right_type(tree, choice, value):
     else:
         assert Params.model_validate(params.model_dump(), strict=True) == params
         assert parse(yaml.safe_dump(params.model_dump())) == params
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ("{mlflow.runName: x}", "string should match pattern"),
+        ("{vae.key: x}", "string should match pattern"),
+        ("{'a b': x}", "string should match pattern"),
+        ("{a: ''}", "at least 1 character"),
+        ("{a: " + "x" * 501 + "}", "at most 500 characters"),
+        ("[a, b]", "valid dictionary"),
+        ("{a: [b]}", "valid string"),
+        ("{" + ", ".join(f"t{number}: x" for number in range(21)) + "}", "at most 20 items"),
+    ],
+)
+def test_wrong_tags_are_one_line_that_names_them(root, tags, reason):
+    """Names with a dot belong to MLflow and to this project."""
+    text = (root / "params.yaml").read_text()
+    assert "tags: {}" in text
+    message = refused(text.replace("tags: {}", f"tags: {tags}"))
+    assert message.startswith("params.yaml: track.tags")
+    assert reason in message
+    assert "\n" not in message
+
+
+def test_tags_are_texts(root):
+    text = (root / "params.yaml").read_text().replace("tags: {}", "tags: {owner: me, number: 012}")
+    assert parse(text).track.tags == {"owner": "me", "number": "012"}

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
+from tools import reproduce
 from vae.errors import InputError
 from vae.tracking import reproduction
 from vae.tracking.worktree import git
@@ -212,3 +213,16 @@ def test_files_are_compared_one_by_one(tmp_path, capsys):
         ["same.json", "the same, bit for bit"],
         ["shape.csv", "different (other content)"],
     ]
+
+
+def test_a_run_with_the_parameters_of_another_version_is_compared_too(root, tmp_path, capsys):
+    """Only its number of threads counts. A key that is missing or gone is no error after minutes of training."""
+    text = (root / "params.yaml").read_text()
+    assert "  tags: {}" in text
+    recorded = tmp_path / "params.yaml"
+    recorded.write_text(text.replace("  tags: {}", "  gone: 1 "))
+    tags = {"machine.threads": "2", "machine.cpu": "another"}
+    (line,) = reproduce.machine_differences(recorded, tags)
+    assert line.startswith("machine.cpu: another when it was recorded")
+    assert line in capsys.readouterr().out
+    assert reproduce.machine_differences(recorded, {}) == []

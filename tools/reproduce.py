@@ -8,6 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import yaml
+
 from vae.params import load
 from vae.tracking import reproduction
 from vae.tracking.store import Store, Tag
@@ -48,7 +50,8 @@ def machine_differences(params: Path, tags: dict[str, str]) -> list[str]:
         print("  the record names no machine: the model came from a cache, or from an older version")
         return []
     command.limit_instructions(["", str(params)])
-    lines = machine.differences(tags, machine.describe(load(params).train.threads, tags.get("model.device", "cpu")))
+    threads = yaml.load(params.read_text(), yaml.BaseLoader)["train"]["threads"]  # other keys may be of another version
+    lines = machine.differences(tags, machine.describe(int(threads), tags.get("model.device", "cpu")))
     for line in lines:
         print(f"  {line}")
     return [line for line in lines if not line.startswith("machine.os")]
