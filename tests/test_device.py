@@ -45,6 +45,25 @@ def test_a_missing_device(small, monkeypatch):
         device.setup(small(train={"device": "cuda"}).train)
 
 
+def test_processes_share_out_the_threads_of_their_machine(small, monkeypatch):
+    threads = torch.get_num_threads()
+    for processes, expected in ((1, 4), (2, 2), (3, 1), (8, 1)):
+        monkeypatch.setattr(device.parallel, "local", lambda count=processes: (0, count))
+        device.setup(small(train={"device": "cpu", "threads": 4}).train)
+        assert torch.get_num_threads() == expected
+    torch.set_num_threads(threads)
+
+
+def test_more_processes_than_gpus(small, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(device.parallel, "local", lambda: (0, 3))
+    with pytest.raises(
+        InputError, match=r"^TORCHRUN: 3 processes, but this machine has 2 GPUs; start one for each GPU$"
+    ):
+        device.setup(small(train={"device": "cuda"}).train)
+
+
 @pytest.mark.parametrize(
     ("cpu", "expected"),
     [

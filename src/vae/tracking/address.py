@@ -29,6 +29,7 @@ DATABASE_CURES = {  # for what SQLite says
     "readonly database": "make the file and its folder writable, and start again",
     "disk image is malformed": "the file is damaged; bring back a copy, or name another store in MLFLOW_TRACKING_URI",
 }
+TRACKING = "MLFLOW_TRACKING_URI"  # the variable with the address of the store
 MOST_LETTERS = 400  # of the reason in a message
 # Set by a system that runs the pipeline as one of its own runs. A state has a run of its own.
 NOT_USED = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID", "MLFLOW_ARTIFACT_URI")
@@ -138,7 +139,7 @@ def _wait_to_execute(_connection: Any, _cursor: Any, statement: str, parameters:
 
 
 @contextmanager
-def store_errors(uri: str, variable: str = "MLFLOW_TRACKING_URI") -> Iterator[None]:
+def store_errors(uri: str, variable: str = TRACKING) -> Iterator[None]:
     """Turns any error of the store into an InputError that names it and the way out: the variable with its address.
     An OSError with a file name passes, because its message is clear already."""
     try:
