@@ -1,7 +1,7 @@
 # Every target sets up .venv by itself; there is nothing to install or to activate first.
 # It runs with GNU make 3.81 and bash 3.2, which macOS has.
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-matrix lint deps ui setup which audit sync doctor reproduce serving leaderboard bounds bench
+.PHONY: help run test test-fast test-matrix lint deps ui setup which audit sync doctor reproduce serving leaderboard bounds bench load
 SHELL := bash
 
 PYTHON ?= python3
@@ -101,6 +101,9 @@ bounds: setup  ## check the likelihood bound by annealed importance sampling; wr
 
 bench: setup data/train-images-idx3-ubyte  ## PART=whole, speed, quality, cost, growth, or all; writes metrics/bench.json, docs/speed.md
 	@PYTHONPATH=. python -m bench data metrics/bench.json docs/speed.md $(PART)
+
+load: setup  ## a full queue, a store of 10,000 runs, and the served model, measured; writes metrics/load.json
+	@PYTHONPATH=src:. python -m bench.load metrics/load.json
 
 data/train-images-idx3-ubyte: | setup
 	dvc repro download

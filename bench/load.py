@@ -156,7 +156,7 @@ def statements(project: Project, script: str, *arguments: str) -> int:
 
 
 def store(project: Project, runs: int) -> dict[str, float]:
-    """The seconds of each command that reads the store, and the statements of `track`, before and after it has grown."""
+    """The seconds of each command that reads the store, and the statements of `track` before and after it has grown."""
     stage = yaml.safe_load((project.folder / "dvc.yaml").read_text())["stages"]["track"]["cmd"].split()
     track = stage[stage.index("pipeline/track.py") :]
     few = statements(project, *track)
