@@ -16,10 +16,17 @@ def main(params: Path, result: Path, name: str) -> None:
     store = Store(repository.main_repository(), load(params).track.experiment)
     known = experiments(Path(), result)
     recorded = {item.run_id for item in known if item.name == name}
+    ids = ", ".join(f"'{run_id}'" for run_id in {name, *recorded} if run_id)
+    named = f"attributes.run_name = '{name}'", f"tags.`{Tag.EXPERIMENTS}` LIKE '%{name}%'"
+    found = {
+        run.info.run_id: run  # three searches, because to read all runs of a large store takes half a minute
+        for condition in (f"attributes.run_id IN ({ids})", *named)
+        for run in ([] if "'" in name else store.search_runs([store.experiment.experiment_id], condition))
+    }
     runs = [
         run
-        for run in store.find()
-        if name in (run.info.run_id, run.info.run_name, *experiment_names(run)) or run.info.run_id in recorded
+        for run_id, run in found.items()
+        if name in (run_id, run.info.run_name, *experiment_names(run)) or run_id in recorded
     ]
     if not runs:
         raise InputError(
