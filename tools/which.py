@@ -14,15 +14,23 @@ def main(params: Path, result: Path, name: str) -> None:
     if not (name := name.strip()):
         raise InputError("nothing is named; `make which NAME=<experiment or run>`")
     store = Store(repository.main_repository(), load(params).track.experiment)
-    known, runs = experiments(Path(), result), {run.info.run_id: run for run in store.find()}
-    held = [runs[item.run_id] for item in known if item.name == name and item.run_id in runs]
-    named = [run for run in runs.values() if name in (run.info.run_id, run.info.run_name, *experiment_names(run))]
+    known = experiments(Path(), result)
+    recorded = {item.run_id for item in known if item.name == name}
+    ids = ", ".join(f"'{run_id}'" for run_id in {name, *recorded} if run_id)
+    conditions = f"attributes.run_name = '{name}'", f"tags.`{Tag.EXPERIMENTS}` LIKE '%{name.replace(',', '%')}%'"
+    found = {
+        run.info.run_id: run  # three searches, because to read all runs of a large store takes half a minute
+        for condition in (f"attributes.run_id IN ({ids})", *conditions)
+        for run in ([] if "'" in name else store.search_runs([store.experiment.experiment_id], condition))
+    }
+    held = [run for run_id, run in found.items() if run_id in recorded]
+    named = [run for run_id, run in found.items() if name in (run_id, run.info.run_name, *experiment_names(run))]
     if not (held or named):
         raise InputError(
             f"{name}: neither a DVC experiment with a run nor an MLflow run; `make doctor` looks for orphans"
         )
     for run in held or named:  # a name that was used twice is the run that the experiment holds now
-        tags, here = run.data.tags, ", ".join(item.name for item in experiments_of(run, known, runs.keys()))
+        tags, here = run.data.tags, ", ".join(item.name for item in experiments_of(run, known, found.keys()))
         print(
             f"MLflow run {run.info.run_id} ({run.info.run_name}, {run.info.status}) is "
             f"{'DVC experiment ' + here if here else 'no DVC experiment of this repository'}; "

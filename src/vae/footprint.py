@@ -49,13 +49,14 @@ def step_bytes(params: Params, images: Tensor) -> int:
     """About the bytes that the largest step on these images keeps for its gradients. They grow linearly with the images
     of a step and with the samples of each image, so two images and three samples are measured. (N, P) uint8."""
     fit, largest = Fit(VAE(params.model).to(images.device), params.train), 0
-    weights, noise = {place(tensor) for tensor in fit.model.parameters()}, torch.Generator(fit.device)
+    weights, noise = {tensor.data_ptr() for tensor in fit.model.parameters()}, torch.Generator(fit.device)
 
     def kept(count: int, samples: int, prior_alone: bool) -> int:
         x, sizes = data.unit(images[:count]), dict[int, int]()
 
         def note(tensor: Tensor) -> Tensor:
-            sizes[place(tensor)] = tensor.untyped_storage().nbytes()
+            storage = tensor.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()  # views of one tensor count once
             return tensor
 
         hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
@@ -71,11 +72,5 @@ def step_bytes(params: Params, images: Tensor) -> int:
         if not step.prior_alone:
             count = min(count, max(1, DECODED_AT_ONCE // step.samples))
         one, image, sample = (kept(*size, step.prior_alone) for size in ((1, 2), (2, 2), (1, 3)))
-        total = one + (count - 1) * (image - one) + count * (step.samples - 2) * (sample - one)
-        largest = max(largest, total)
+        largest = max(largest, one + (count - 1) * (image - one) + count * (step.samples - 2) * (sample - one))
     return largest
-
-
-def place(tensor: Tensor) -> int:
-    """Where the values of a tensor are. Views of one tensor have the same place."""
-    return tensor.untyped_storage().data_ptr()

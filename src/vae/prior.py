@@ -55,8 +55,7 @@ class Mixture(Prior):
     def __init__(self, config: Model) -> None:
         super().__init__()
         shape = config.mixture_components, config.latent_dim
-        # (C, D), random, because equal components would get equal gradients. On torch's device `meta`, where models
-        # are measured, `randn` would import torch's compiler, which takes a second.
+        # (C, D), random, because equal components would get equal gradients; `randn` on `meta` imports torch's compiler
         self.mean = nn.Parameter(torch.randn(shape, device="cpu"))
         self.logvar = nn.Parameter(torch.zeros(shape))  # (C, D)
         self.logits = nn.Parameter(torch.zeros(shape[0]))  # (C,)

@@ -89,7 +89,7 @@ def check(request: Request) -> None:
 def refuse_in_server() -> None:
     """Lets MLflow's server, if it runs in this process, refuse with 400 what it fails on with 500: no content type, a
     JSON that is nested too deeply, a number of thousands of digits. Its errors no longer repeat the whole request."""
-    server = sys.modules.get("mlflow.pyfunc.scoring_server")
+    server: Any = sys.modules.get("mlflow.pyfunc.scoring_server")
     if server is None or hasattr(answer := server.invocations, "__wrapped__"):
         return
 
@@ -97,13 +97,13 @@ def refuse_in_server() -> None:
     def invocations(data: bytes, content_type: str | None, *rest: Any) -> Any:
         try:
             return answer(data, content_type or "", *rest)
-        except (MlflowException, ValueError, RecursionError) as error:
-            if not isinstance(error, MlflowException):
-                error = MlflowException.invalid_parameter_value(str(error))
+        except MlflowException as error:
             error.message = error.message[-MOST_LETTERS:]
-            raise error from None
+            raise
+        except (ValueError, RecursionError) as error:
+            raise MlflowException.invalid_parameter_value(str(error)[:MOST_LETTERS]) from error
 
-    server.invocations = invocations  # type: ignore[attr-defined]
+    server.invocations = invocations
 
 
 class Digits(PythonModel):
