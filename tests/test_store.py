@@ -53,7 +53,7 @@ def test_runs_are_found_by_several_tags_or_by_none(store):
     store.search_runs = lambda _, conditions, page_token: asked.append(conditions) or PagedList([], None)
     store.find()
     store.find({Tag.KEY: "k", Tag.MODEL: "m"})
-    assert asked == ["", "tags.`vae.key` = 'k' and tags.`vae.model_sha256` = 'm'"]
+    assert asked == ["tags.`vae.group` IS NULL", "tags.`vae.key` = 'k' and tags.`vae.model_sha256` = 'm'"]
 
 
 def test_no_method_of_the_client_is_replaced():
