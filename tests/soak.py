@@ -267,6 +267,7 @@ def main(seed: int, minutes: float, result: Path, page: Path, kinds: str = "") -
         project.first_repro_seconds = time.monotonic() - started
         project.commit()
         project.keep()
+        os.environ["DVC_ROOT"] = str(project.folder)  # so that this process queues for the same cores
         soak, number, began = Soak(project, seed), 0, time.monotonic()
         rounds = [item for item in soak.rounds if not kinds or item.__name__ in kinds.split(",")]
         while time.monotonic() < began + 60 * minutes:
