@@ -157,6 +157,7 @@ def test_the_note_says_what_the_figures_are_of(state):
     ):
         assert part in text, part
     plain = page.note("name", "f00d", state, {Tag.COMMIT: "0", Tag.DIRTY: "false"}, {}, test, validation)
+    assert plain == plain.strip()  # as the description of the version keeps it
     assert plain.startswith("**name**\n\n")
     assert "Differs from the committed params.yaml: nothing." in plain
     assert "Trained on: a machine that is not known" in plain

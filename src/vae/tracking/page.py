@@ -115,8 +115,7 @@ def note(name: str, run_id: str, state: State, tags: dict[str, str], changed: Ch
 - Differs from the committed params.yaml: {differs or "nothing"}.
 - Code: {tags[Tag.COMMIT][:7]}{" with changes" * (tags[Tag.DIRTY] == "true")} {tags.get(Tag.REMOTE, "")}
 - Trained on: {", ".join(machine) or "a machine that is not known, because the model came from the cache"}
-- Run it again: `make reproduce RUN={run_id}`
-"""
+- Run it again: `make reproduce RUN={run_id}`"""
 
 
 def describe(store: Store, changed: Changed | None = None, pictures: list[str] | None = None) -> str:
