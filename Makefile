@@ -1,7 +1,7 @@
 # Every target sets up .venv by itself; there is nothing to install or to activate first.
 # It runs with GNU make 3.81 and bash 3.2, which macOS has.
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-matrix test-scale lint deps ui server setup which sync doctor reproduce serving leaderboard bounds bench audit experiments soak search load
+.PHONY: help run test test-fast test-matrix test-scale lint deps ui server setup which sync doctor reproduce serving leaderboard bounds bench audit experiments soak search stress
 SHELL := bash
 
 PYTHON ?= python3
@@ -124,7 +124,7 @@ bench: setup data/train-images-idx3-ubyte  ## PART=whole, speed, quality, cost, 
 soak: setup  ## injects faults by a seed, and counts what survives: MINUTES=60 SEED=0 KINDS=kills,stores,...; writes metrics/faults.json, docs/faults.md
 	@PYTHONPATH=.:src python -m tests.soak "$${SEED:-0}" "$${MINUTES:-60}" metrics/faults.json docs/faults.md $(KINDS)
 
-load: setup  ## a full queue, a store of 10,000 runs, and the served model, measured; writes metrics/load.json
+stress: setup  ## a full queue, a store of 10,000 runs, and the served model, measured; writes metrics/load.json
 	@PYTHONPATH=src:. python -m bench.load metrics/load.json
 
 data/train-images-idx3-ubyte: | setup

@@ -207,7 +207,7 @@ def test_diverged_dynamics_are_refused(linear_gaussian):
     gaussian = linear_gaussian(*Q)
     path = annealed_importance.path_of(gaussian, gaussian.x)
     point = path.at(torch.randn(5, 3, 4, generator=generator()))
-    config = settings(step_size=1e200, leapfrog_steps=5)
+    config = settings(step_size=1, leapfrog_steps=5).model_copy(update={"step_size": 1e200})
     moved = annealed_importance.transition(path, point, 1.0, config, generator())
     assert all(torch.equal(new, old) for new, old in zip(moved, point, strict=True))
 

@@ -113,8 +113,15 @@ def test_a_run_belongs_to_the_experiments_that_hold_it():
 
 @pytest.mark.parametrize(("held", "answer"), [("old", ["old"]), ("gone", ["new", "old"])])
 def test_which_prefers_the_run_that_the_experiment_holds(root, monkeypatch, capsys, held, answer):
-    runs = [run_of("new", "minute"), run_of("old", "minute"), run_of("other", "minute-1")]
-    monkeypatch.setattr(which, "Store", lambda *_: SimpleNamespace(find=lambda: runs))
+    class Found:
+        """A store that finds all runs, whatever it is asked for."""
+
+        experiment = SimpleNamespace(experiment_id="1")
+
+        def search_runs(self, *_: object) -> list:
+            return [run_of("new", "minute"), run_of("old", "minute"), run_of("other", "minute-1")]
+
+    monkeypatch.setattr(which, "Store", lambda *_: Found())
     monkeypatch.setattr(which, "experiments", lambda *_: [Experiment("minute", "r", "b", held)])
     which.main(root / "params.yaml", RESULT, "minute")
     lines = capsys.readouterr().out.splitlines()

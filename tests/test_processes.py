@@ -71,6 +71,7 @@ def test_under_torchrun_an_error_goes_into_a_file(monkeypatch, tmp_path, capsys)
 
     monkeypatch.setattr(sys, "argv", ["script", "thing"])
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error"))
+    monkeypatch.setattr(command, "leave", sys.exit)  # which would end the tests
     with pytest.raises(SystemExit, match=r"^1$"):
         command.run(fail)
     assert json.loads((tmp_path / "error").read_text())["message"] == "thing: wrong"

@@ -278,7 +278,7 @@ def test_a_damaged_quality_is_one_line_and_is_not_deleted(whole, tmp_path, text)
         track_quality.main(whole.params, quality, nearest)
     if not text.endswith("}") or "NaN" in text:
         with pytest.raises(InputError, match=r"quality\.json is .*`dvc repro quality/dvc\.yaml`"):
-            track.remove_if_stale(whole, quality, nearest)
+            track.empty_if_stale(whole, quality, nearest)
     assert quality.exists()
     nearest.write_bytes(b"")
     with pytest.raises(InputError, match=r"nearest\.png is missing or damaged"):

@@ -46,7 +46,7 @@ def content(revision: str, path: Path) -> dict[str, Any]:
     is no such file, or if it is broken."""
     try:
         text = git("show", f"{revision}:./{path}").decode() if revision else path.read_text()
-        tree = yaml.load(text, yaml.BaseLoader)
+        tree = yaml.load(text, Loader=yaml.BaseLoader)
     except (InputError, OSError, yaml.YAMLError):
         return {}
     return tree if isinstance(tree, dict) else {}

@@ -18,7 +18,7 @@ from pathlib import Path
 
 UV = "uv==0.13.9"
 KINDS = {"cuda": "3.3 GB", "cpu": "0.5 GB"}  # builds of torch, and what is fetched with each on Linux
-ONLY_CUDA = re.compile(r"^(nvidia-|cuda-|triton)[^\n]*\n", flags=re.MULTILINE)
+ONLY_CUDA = re.compile(r"^(nvidia-(?!ml-py)|cuda-|triton)[^\n]*\n", flags=re.MULTILINE)
 # The settings of pip in the words of uv, which does not read them.
 SETTINGS = {
     "index-url": "UV_DEFAULT_INDEX",

@@ -63,12 +63,12 @@ def main(
 
 def recipe_params(committed: str, recipe: Path) -> Params:
     """The params of a recipe: the committed ones, with the changes of its `-S` options."""
-    tree = yaml.load(committed, yaml.BaseLoader)
+    tree = yaml.load(committed, Loader=yaml.BaseLoader)
     for flag, word in pairwise(shlex.split(recipe.read_text(), comments=True)):
         if flag == "-S":
             key, _, value = word.partition("=")
             section, _, name = key.partition(".")
-            tree[section][name] = yaml.load(value, yaml.BaseLoader)
+            tree[section][name] = yaml.load(value, Loader=yaml.BaseLoader)
     return parse(yaml.safe_dump(tree))
 
 

@@ -50,7 +50,9 @@ def machine_differences(params: Path, tags: dict[str, str]) -> list[str]:
         print("  the record names no machine: the model came from a cache, or from an older version")
         return []
     command.limit_instructions(["", str(params)])
-    threads = yaml.load(params.read_text(), yaml.BaseLoader)["train"]["threads"]  # other keys may be of another version
+    threads = yaml.load(params.read_text(), Loader=yaml.BaseLoader)["train"][
+        "threads"
+    ]  # other keys may be of another version
     lines = machine.differences(tags, machine.describe(int(threads), tags.get("model.device", "cpu")))
     for line in lines:
         print(f"  {line}")

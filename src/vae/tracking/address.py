@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,7 +112,10 @@ def patience() -> float:
 @contextmanager
 def bounded() -> Iterator[None]:
     """Ends the block with OutOfPatience if it takes too long. Time-outs of reads do not: a server can send a byte now
-    and then, or ask to come back in ten minutes."""
+    and then, or ask to come back in ten minutes. Only the main thread can be ended so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def give_up(*_: object) -> None:
         raise OutOfPatience

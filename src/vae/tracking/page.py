@@ -61,7 +61,7 @@ def changed_params(params: Path) -> Changed:
 
 def _leaves(text: bytes) -> dict[str, str]:
     """The parameters of the stages as text, from a params.yaml that may be of another version of this project."""
-    sections = yaml.load(text, yaml.BaseLoader)
+    sections = yaml.load(text, Loader=yaml.BaseLoader)
     used = [(name, keys) for name, keys in sections.items() if name not in NOT_IN_PIPELINE | {"track"}]
     return {f"{name}.{key}": str(value).replace("'", "") for name, keys in used for key, value in keys.items()}
 
