@@ -1,4 +1,4 @@
-"""`make stress`: eight queued experiments at a time, a store of 10,000 runs, and a served model under parallel requests.
+"""`make stress`: eight queued experiments at a time, a store of 10,000 runs, and a model under parallel requests.
 
 Works in a clone of the last commit with a tiny model, and writes metrics/load.json for this kind of CPU. Takes about
 ten minutes, in which nothing else should run.
