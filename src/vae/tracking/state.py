@@ -26,7 +26,7 @@ FIGURES = ("neg_elbo_nats", "fitted_neg_elbo_nats", "nll_iw_nats", "rate_nats", 
 OF_EVALUATION = dict.fromkeys(FIGURES, float) | dict.fromkeys(
     ("importance_samples", "active_units", "test_images"), int
 )
-PLOTS = ("latent_kl.png", "latent_space.png", "reconstructions.png", "traversals.png")
+PLOTS = ("latent_space.png", "reconstructions.png", "traversals.png")
 SAMPLES = ("grid.png", "interpolations.png", "row.png", "samples.safetensors")
 CURVE_NAMES = {"rate_nats": "train_rate_nats", "distortion_nats": "train_distortion_nats"}
 Curves = list[tuple[int, dict[str, float]]]  # (epoch, values by name)
