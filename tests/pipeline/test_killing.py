@@ -100,7 +100,7 @@ def test_interrupted_after_its_last_epoch_it_has_nothing_to_train_again(project)
 
 def test_diverged_training_ends_as_failed_with_one_clear_line(project):
     before, hashes = project.runs(), project.hashes()
-    project.params(train={"learning_rate": 1e30})
+    project.params(train={"learning_rate": 100, "optimizer": "adam"})
     done = project.dvc("repro", check=False)
     assert done.returncode
     assert "error: training diverged" in done.stderr

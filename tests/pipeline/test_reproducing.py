@@ -22,13 +22,13 @@ def test_run_from_a_dirty_experiment_is_reproduced_bit_for_bit(project):
     assert code.read_text() != committed
     notes.write_bytes(b"caf\xe9\r\n")
     project.run("git", "add", "notes.txt")
-    secret, module = project.folder / ".env", project.folder / "src/vae/new.py"
+    secret, module = project.folder / "my.env", project.folder / "src/vae/new.py"
     secret.write_text("TOKEN=abc\n")
     module.touch()
     project.dvc("exp", "run", "--name", "dirty", "--set-param", "evaluate.seed=14")
     run = project.recorded()
     assert project.assert_whole(run).data.tags["git.dirty"] == "true"
-    assert json.loads(project.text(run, "left-out.json"))["others"] == {".env": "named like a secret"}
+    assert json.loads(project.text(run, "left-out.json"))["others"] == {"my.env": "named like a secret"}
     for path in (notes, secret, module):
         path.unlink()
     project.run("git", "checkout", "--quiet", "--", ".")  # the files are those of the commit again
@@ -41,7 +41,7 @@ def test_run_from_a_dirty_experiment_is_reproduced_bit_for_bit(project):
     assert "src/vae/new.py is not in the record, and a stage may need it" in done.stdout
     restored = project.folder / f".dvc/tmp/worktrees/{run}"
     assert (restored / "notes.txt").read_bytes() == b"caf\xe9\r\n"
-    assert not (restored / ".env").exists()
+    assert not (restored / "my.env").exists()
     assert project.runs().keys() == runs.keys()
     assert not project.changes()  # the user's tree is not touched
 

@@ -97,9 +97,11 @@ class State:
         if {name: described.get(name) for name in Model.model_fields} != config.model.model_dump():
             raise damaged(self.model, f"is a model of other params than {self.params}")
         curves, last = read_curves(self.curves), "val_neg_elbo_nats"
-        learned = config.train.prior_epochs if config.model.prior != "standard-normal" else 0
-        epochs = config.train.epochs + learned + config.train.refine_epochs
-        if [epoch for epoch, _ in curves] != [*range(1, epochs + 1)] or OF_EPOCH - curves[0][1].keys():
+        epochs, found = config.train.epochs + config.train.refine_epochs, [epoch for epoch, _ in curves]
+        known = [
+            *range(1, epochs + config.train.prior_epochs + 1)
+        ]  # a prior without parameters has no epochs of its own
+        if found not in (known[:epochs], known) or OF_EPOCH - curves[0][1].keys():
             raise damaged(self.curves, f"lacks an epoch of 1 to {epochs}, or a column of {', '.join(sorted(OF_EPOCH))}")
         if read_json(self.validation, **OF_VALIDATION)[last] != curves[-1][1][last]:
             raise damaged(self.validation, f"has another {last} than the last epoch of {self.curves}")
