@@ -74,7 +74,7 @@ lint: setup  ## format, lint, types, and the deps of the stages, by pre-commit
 	pre-commit run --all-files
 
 # `--strict`: a package that the service does not know is an error too. Otherwise no answer would look like a good one.
-audit: setup  ## look for known vulnerabilities of the packages in requirements.lock; asks pypi.org
+audit: setup  ## look for known vulnerabilities of the packages in requirements.lock; asks the package index
 	@command -v uv > /dev/null || { echo "error: uv is missing; \`pip install uv\`, then \`make audit\`" >&2; exit 1; }
 	@uv tool run pip-audit==2.10.1 --strict --no-deps --disable-pip --progress-spinner off --requirement requirements.lock
 
