@@ -150,7 +150,7 @@ def test_bounds_of_another_state_are_refused(results, store):
 def test_quality_that_was_emptied_is_refused(results):
     """`track` empties the file if the model is new."""
     results["quality"].write_text("{}")
-    with pytest.raises(InputError, match=r"quality\.json has no model_sha256.*dvc repro quality/dvc\.yaml"):
+    with pytest.raises(InputError, match=r"quality\.json was measured on another model.*dvc repro quality/dvc\.yaml"):
         script.main(**results)
 
 

@@ -139,7 +139,9 @@ def whole(tmp_path, root):
         (tmp_path / name).mkdir()
     (tmp_path / "data/images").write_bytes(b"images")
     described = config.model.model_dump() | {"trained": {"device": "cpu"}}
-    save_file({"w": np.ones(9, np.float32)}, tmp_path / "models/vae.safetensors", {"model": json.dumps(described)})
+    save_file(
+        {"prior.w": np.ones(9, np.float32)}, tmp_path / "models/vae.safetensors", {"model": json.dumps(described)}
+    )
     epochs = range(1, config.train.epochs + config.train.prior_epochs + 1)
     columns = ("epoch", "train_neg_elbo_nats", "val_neg_elbo_nats", "rate_nats", "distortion_nats", "lr")
     with (tmp_path / "metrics/train.csv").open("w", newline="") as file:
@@ -267,6 +269,18 @@ def test_no_run_is_opened_for_a_state_that_is_not_whole(whole, monkeypatch):
     with pytest.raises(InputError, match=r"evaluation\.json has no neg_elbo_nats"):
         track.main(whole.params, **files, **more)
     assert len(opened) == 1
+
+
+def test_the_epochs_of_a_prior_are_needed_if_it_has_weights(whole):
+    """A prior without weights has no epochs of its own, whatever its name is."""
+    params, rows = load(whole.params), whole.curves.read_text().splitlines(keepends=True)
+    whole.curves.write_text("".join(rows[: -params.train.prior_epochs]))
+    assert f"lacks an epoch of 1 to {len(rows) - 1}, " in refusal(whole)
+    described = {"model": json.dumps(params.model.model_dump())}
+    save_file({"decode.w": np.ones(9, np.float32)}, whole.model, described)
+    dataclasses.replace(whole).check()
+    whole.curves.write_text("".join(rows))
+    assert "lacks an epoch of 1 to 3, " in refusal(whole)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"model_sha256": 1}', '{"frechet": NaN}'])

@@ -36,7 +36,7 @@ def main(
         raise InputError(f"RECIPE={recipe}: no such recipe; `make leaderboard RECIPE=` one of {', '.join(known)}")
     if not quality.is_file():
         raise InputError(f"{quality}: no such file; `dvc repro quality/dvc.yaml` first")
-    samples, run_id = files.read_json(quality, model_sha256=str), files.read_json(run, run_id=str)["run_id"]
+    samples, run_id = files.read_json(quality), files.read_json(run, run_id=str)["run_id"]
     store = Store(repository.main_repository(), load(params).track.experiment)
     recorded, present = store.run_tags(run_id, Tag.MODEL)[Tag.MODEL], files.sha256(model)
     for path, measured in ((quality, samples.get("model_sha256")), (run, recorded)):

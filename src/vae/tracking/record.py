@@ -78,6 +78,7 @@ def _write(store: Store, state: State, damaged: list[Run]) -> str:
         evaluation, validation = read_json(state.evaluation), read_json(state.validation)
         data = datasets.inputs(state, validation[IMAGES])
         store.log_inputs(run_id, list(data.values()))
+        log_files(store, run_id, state, changes)  # before the model, so that a full disk leaves no half of one
         # Before the metrics, because MLflow asks for the history of each metric that a run has when it logs a model.
         uri = store.model_of(run) or servable.log_model(run_id, state.model, used)
         curves, stored = read_curves(state.curves), store.epochs(run_id)
@@ -89,7 +90,6 @@ def _write(store: Store, state: State, damaged: list[Run]) -> str:
         final = {name: float(value) for name, value in evaluation.items() if not isinstance(value, str)}
         points = [Metric(name, value, now, FINAL_STEP) for name, value in final.items() if name not in logged]
         rate(store, run_id, uri, data[datasets.TEST].dataset, points)
-        log_files(store, run_id, state, changes)
         tags = provenance(state, message, store.root, dirty=bool(changes.diff))
         text = page.note(name, run_id, state, found.data.tags | tags, changed, evaluation, validation)
         split = registry.split_name(validation[IMAGES], state.data_sha256)

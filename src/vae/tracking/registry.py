@@ -126,7 +126,7 @@ def create_version(
     new = client.create_model_version(name, uri, run_id, tags, model_id=model_id, description=about)
     link = json.dumps(
         [{"name": name, "version": new.version}]
-    )  # for the Models page, as `mlflow.register_model` has it
+    )  # as `mlflow.register_model` has it, for the Models page
     client.set_logged_model_tags(model_id, {"mlflow.modelVersions": link})
     return new
 

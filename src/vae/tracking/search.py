@@ -177,7 +177,7 @@ class Worker:
             print(f"{name}: {state.name.lower()}{f', {figure:.2f} nats' if figure else ''}", flush=True)
             failures = failures + 1 if state == TrialState.FAIL else 0
         with store_errors(self.store.uri), store_lock(self.store.root):
-            sweep.summarize(self.store, self.search.study)
+            sweep.summarize(self.store, sweep.parent(self.store, self.search.study))
         complete = [trial for trial in self.study.get_trials() if trial.state == TrialState.COMPLETE]
         if failures == FAILURES or not complete:
             raise InputError(f"the last trials of study {self.search.study} have failed; their messages are above")

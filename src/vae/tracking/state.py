@@ -89,7 +89,7 @@ class State:
         for path in sorted(drawn.union(*(files_below(root) or [root] for root in (self.data, *self.outputs)))):
             check_file(path)
         with safe_open(self.model, framework="numpy") as file:
-            text = (file.metadata() or {}).get("model", "")
+            text, names = (file.metadata() or {}).get("model", ""), list(file.keys())
         try:
             described = dict(json.loads(text))
         except (ValueError, TypeError):
@@ -97,11 +97,9 @@ class State:
         if {name: described.get(name) for name in Model.model_fields} != config.model.model_dump():
             raise damaged(self.model, f"is a model of other params than {self.params}")
         curves, last = read_curves(self.curves), "val_neg_elbo_nats"
-        epochs, found = config.train.epochs + config.train.refine_epochs, [epoch for epoch, _ in curves]
-        known = [
-            *range(1, epochs + config.train.prior_epochs + 1)
-        ]  # a prior without parameters has no epochs of its own
-        if found not in (known[:epochs], known) or OF_EPOCH - curves[0][1].keys():
+        learned = any(name.startswith("prior.") for name in names)  # a prior without weights has no epochs of its own
+        epochs = config.train.epochs + config.train.refine_epochs + (config.train.prior_epochs if learned else 0)
+        if [epoch for epoch, _ in curves] != [*range(1, epochs + 1)] or OF_EPOCH - curves[0][1].keys():
             raise damaged(self.curves, f"lacks an epoch of 1 to {epochs}, or a column of {', '.join(sorted(OF_EPOCH))}")
         if read_json(self.validation, **OF_VALIDATION)[last] != curves[-1][1][last]:
             raise damaged(self.validation, f"has another {last} than the last epoch of {self.curves}")

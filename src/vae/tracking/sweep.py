@@ -55,13 +55,14 @@ def join(store: Store, run_id: str) -> str:
         first = run.data.tags.get(CHILD, above.info.run_id)
         store.set_tags(run_id, {Tag.GROUPS: ",".join(sorted(groups(run) | {name})), CHILD: first})
         if run.info.status == "FINISHED":
-            summarize(store, name)
+            summarize(store, above)
     return run_id
 
 
-def summarize(store: Store, name: str) -> None:
-    """Writes the table, the figures and the pictures of a group to its parent run.
+def summarize(store: Store, above: Run) -> None:
+    """Writes the table, the figures and the pictures of a group to its parent run, `above`.
     Models that differ only in their seed are one line: the mean and the deviation of their figures."""
+    run_id, name = above.info.run_id, above.data.tags[Tag.GROUP]
     condition, order = f"tags.`{Tag.GROUPS}` LIKE '%{name}%'", [f"metrics.{CHAMPION_METRIC} ASC"]
     found = store.search_runs([store.experiment.experiment_id], condition, max_results=COUNTED, order_by=order)
     children = [run for run in found if name in groups(run)]
@@ -80,7 +81,6 @@ def summarize(store: Store, name: str) -> None:
     pruned = sum(Tag.PRUNED in run.data.tags for run in children)
     counts = f"{len(whole)} runs are complete, {pruned} were pruned{', of the best' * (len(found) == COUNTED)}"
     note = "\n".join([counts, "", *(f"| {' | '.join(row)} |" for row in rows)])
-    run_id = parent(store, name).info.run_id
     store.set_tags(run_id, {"mlflow.note.content": note})
     if ranked:
         best = ranked[0][1]

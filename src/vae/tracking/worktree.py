@@ -47,7 +47,8 @@ def execute(command: list[str], folder: Path = Path(), environment: dict[str, st
     if done.returncode:
         written = (done.stderr.strip() or done.stdout.strip()).decode(errors="replace")
         first = re.search(r"^(error|fatal): .*", written, flags=re.M | re.S | re.I)
-        said = shown(" ".join(first[0].split()))[:500] if first else written.splitlines()[-1].strip() if written else ""
+        last = written.splitlines()[-1].strip() if written else ""
+        said = shown(" ".join(first[0].split()) if first else last)[:500]
         words = " ".join(["git", *command[len(OPTIONS) + 1 :]][:3] if command[0] == "git" else command)
         raise InputError(f"`{words}` failed in {folder.resolve()}: {said or f'exit code {done.returncode}'}")
     return done.stdout
