@@ -175,6 +175,8 @@ def test_the_saved_view_has_the_figures_first_and_pictures_without_parameters():
     ]
     cards = state["compareRunCharts"]
     assert [card["type"] for card in cards] == ["LINE", "BAR", "BAR", "BAR", "SCATTER", "PARALLEL", "IMAGE"]
+    axes = [cards[4][name] for name in ("xaxis", "yaxis")]  # the UI draws no point without the type
+    assert axes == [{"type": "METRIC", "key": f"{name}_nats"} for name in ("rate", "distortion")]
     assert [card["metricKey"] for card in cards[:4]] == list(page.FIGURES)
     assert cards[-1]["showRunParams"] is False
     assert len({card["uuid"] for card in cards}) == len(cards)

@@ -28,6 +28,7 @@ ALWAYS = ("data.name", "data.binarization")  # columns
 MOST_WORDS, MOST_SHOWN = 4, 12  # changed parameters in the name of a run, and columns or pictures in the view
 SECTIONS = {"figures": ("Which model is best", 3), "pictures": ("Pictures", 1)}  # title, and cards in a row
 LINE = {"lineSmoothness": 0, "useGlobalLineSmoothing": True, "useGlobalXaxisKey": True, "xAxisKey": "step"}
+AXIS = {"type": "METRIC"}  # without a type, the chart has no points
 ABOUT = (
     "Each run is one state of the DVC pipeline: parameters, data, curves, figures, pictures and model. Choose models "
     f"by `{CHAMPION_METRIC}`. Figures compare only between runs with the same data set, binarization and images. The "
@@ -140,7 +141,7 @@ def view(params: list[str], pictures: list[str]) -> str:
     best, *others = FIGURES
     cards: list[dict[str, Any]] = [{"type": "LINE", "metricKey": best, **LINE}]
     cards += [{"type": "BAR", "metricKey": name} for name in others]
-    cards += [{"type": "SCATTER", "xaxis": {"key": "rate_nats"}, "yaxis": {"key": "distortion_nats"}}]
+    cards += [{"type": "SCATTER", "xaxis": AXIS | {"key": "rate_nats"}, "yaxis": AXIS | {"key": "distortion_nats"}}]
     cards += [{"type": "PARALLEL", "selectedParams": params, "selectedMetrics": [best]}] if params else []
     cards += [{"type": "IMAGE", "imageKeys": [name], "step": 0, "showRunParams": False} for name in pictures]
     for number, card in enumerate(cards):
