@@ -203,3 +203,13 @@ def test_an_environment_that_was_moved_is_made_again(tmp_path, place, again):
     command = ["make", "--dry-run", "setup"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert ("tools/install.py" in done.stdout) == again
+
+
+@pytest.mark.parametrize("value", ["", "1"])
+def test_packages_are_compiled_at_once_where_python_may_not_do_so_later(set_up, monkeypatch, value):
+    """pip compiles what it installs; uv leaves it to the first import, which this variable forbids."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", value)
+    packages = Packages()
+    set_up(packages)
+    (line,) = [line for line in packages.commands if "-m uv" in line and "--requirement" in line]
+    assert ("--compile-bytecode" in line) == bool(value)

@@ -58,6 +58,8 @@ def installers(python: str) -> list[tuple[list[str], dict[str, str]]]:
         return [by_pip]
     listed = subprocess.run([*pip, "config", "list"], capture_output=True, text=True).stdout
     by_uv = [python, "-m", "uv", "pip", "install", "--quiet", "--python", python]
+    if os.environ.get("PYTHONDONTWRITEBYTECODE"):  # else each stage would compile torch again, which doubles its time
+        by_uv.append("--compile-bytecode")
     return [(by_uv, uv_environment(listed, plain)), by_pip]
 
 
