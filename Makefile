@@ -92,27 +92,27 @@ experiments: setup  ## a table of all DVC experiments: changed params, figures, 
 	  --validation metrics/validation.json --evaluation metrics/evaluation.json
 
 which: setup  ## NAME=...: the run of this experiment, or the experiment of this run
-	@python tools/which.py params.yaml metrics/mlflow.json "$(NAME)"
+	@python tools/which.py params.yaml metrics/mlflow.json "$$NAME"
 
 sync: setup  ## give the present state its MLflow run without running anything; REV=... a commit or experiment; DRY=1
-	@python tools/sync.py params.yaml metrics/mlflow.json "$(REV)" $(if $(DRY),--dry)
+	@python tools/sync.py params.yaml metrics/mlflow.json "$$REV" $(if $(DRY),--dry)
 
 doctor: setup  ## what is wrong with git, environment, store, links and machine; MEND=1 mends what it can
 	@$(IDENTITY); python tools/doctor.py params.yaml metrics/mlflow.json $(if $(MEND),--mend) $(if $(ALL),--every)
 
 reproduce: setup  ## RUN=...: run a recorded MLflow run again from scratch, and compare every file
-	@python tools/reproduce.py params.yaml "$(RUN)"
+	@python tools/reproduce.py params.yaml "$$RUN"
 
 serving: setup  ## RUN=...: log the model of a run again, with the present code of src/vae/serving/, as a new version
-	@python tools/serving.py params.yaml "$(RUN)"
+	@python tools/serving.py params.yaml "$$RUN"
 
 leaderboard: setup  ## RECIPE=...: put the present results into metrics/leaderboard.csv and the tables of results
-	@python tools/leaderboard.py params.yaml --recipe "$(RECIPE)" --recipes recipes --model models/vae.safetensors \
+	@python tools/leaderboard.py params.yaml --recipe "$$RECIPE" --recipes recipes --model models/vae.safetensors \
 	  --evaluation metrics/evaluation.json --quality metrics/quality.json --run metrics/mlflow.json \
 	  --board metrics/leaderboard.csv --readme README.md --page docs/results.md
 
 search: setup  ## trials of search.yaml, each an experiment; PUSH=...: the git remote of a farm, to which they are pushed
-	@$(IDENTITY); python tools/search.py params.yaml search.yaml metrics/validation.json "$(PUSH)"
+	@$(IDENTITY); python tools/search.py params.yaml search.yaml metrics/validation.json "$$PUSH"
 
 bounds: setup  ## check the likelihood bound by annealed importance sampling; writes metrics/annealing.json, docs/bounds.md
 	@python tools/bounds.py params.yaml data models/vae.safetensors \

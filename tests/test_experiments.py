@@ -12,7 +12,7 @@ from tools import which
 from vae.errors import InputError
 from vae.tracking import checks, experiments
 from vae.tracking.experiments import Experiment
-from vae.tracking.store import Tag
+from vae.tracking.store import Store, Tag
 
 RESULT = Path("metrics/mlflow.json")
 
@@ -127,6 +127,20 @@ def test_which_prefers_the_run_that_the_experiment_holds(root, monkeypatch, caps
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[2] for line in lines] == answer
     assert all("is DVC experiment minute;" in line for line in lines)
+
+
+def test_which_finds_a_run_by_any_name(root, tmp_path, monkeypatch, capsys):
+    """A name is a part of the search in MLflow, in which some of its characters have another meaning."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setattr(which, "experiments", lambda *_: [])
+    names = ["a'b", 'a"b', "a,b", "axb", "c'd;e$(x)", "50%", "500"]
+    store = Store(tmp_path, "vae")
+    for name in names:
+        store.create_run(store.experiment.experiment_id, run_name=name)
+    for name in names:
+        which.main(root / "params.yaml", RESULT, name)
+        (line,) = capsys.readouterr().out.splitlines()
+        assert f"({name}, RUNNING)" in line
 
 
 class Task(NamedTuple):

@@ -16,12 +16,13 @@ def main(params: Path, result: Path, name: str) -> None:
     store = Store(repository.main_repository(), load(params).track.experiment)
     known = experiments(Path(), result)
     recorded = {item.run_id for item in known if item.name == name}
-    ids = ", ".join(f"'{run_id}'" for run_id in {name, *recorded} if run_id)
-    conditions = f"attributes.run_name = '{name}'", f"tags.`{Tag.EXPERIMENTS}` LIKE '%{name.replace(',', '%')}%'"
+    like = name.replace(",", "%").replace("'", "_")  # a comma has a backslash in the tag, and a quote ends the text
+    ids = ", ".join(f"'{run_id}'" for run_id in {like, *recorded} if run_id)
+    conditions = f"attributes.run_name LIKE '{like}'", f"tags.`{Tag.EXPERIMENTS}` LIKE '%{like}%'"
     found = {
         run.info.run_id: run  # three searches, because to read all runs of a large store takes half a minute
         for condition in (f"attributes.run_id IN ({ids})", *conditions)
-        for run in ([] if "'" in name else store.search_runs([store.experiment.experiment_id], condition))
+        for run in store.search_runs([store.experiment.experiment_id], condition)
     }
     held = [run for run_id, run in found.items() if run_id in recorded]
     named = [run for run_id, run in found.items() if name in (run_id, run.info.run_name, *experiment_names(run))]
