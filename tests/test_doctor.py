@@ -60,6 +60,17 @@ def test_an_identity_that_is_missing_is_a_finding_unless_dvc_has_a_stand_in(repo
     assert [item.left for item in doctor.git(here())] == [False]
 
 
+def test_a_cache_that_cannot_be_written_is_a_finding(repository, tmp_path, monkeypatch):
+    subprocess.run(["dvc", "init", "--quiet"], check=True)
+    assert said(doctor.cache) == []
+    folder = tmp_path / ".dvc/cache"
+    folder.mkdir(exist_ok=True)
+    monkeypatch.setattr(doctor.os, "access", lambda path, _: path != folder)
+    (line,) = said(doctor.cache)
+    assert f"{folder} cannot be written" in line
+    assert "dvc config --local --unset cache.dir" in line
+
+
 def test_a_shallow_clone_and_a_path_that_dvc_cannot_write(repository, tmp_path, monkeypatch):
     git("commit", "--quiet", "--allow-empty", "--message", "more")
     folder = tmp_path / "é"
@@ -98,12 +109,12 @@ def test_a_linked_work_tree_gets_the_cache_of_the_main_one(repository, tmp_path,
     shared = []
     monkeypatch.setattr(doctor.worktree, "cache", lambda root: root / ".dvc/cache")
     monkeypatch.setattr(doctor.worktree, "share_cache", lambda *folders: shared.append(folders))
-    assert said(doctor.linked_work_tree) == []
+    assert said(doctor.cache) == []
     monkeypatch.chdir(folder)
-    (line,) = said(doctor.linked_work_tree)
+    (line,) = said(doctor.cache)
     assert "MEND=1" in line
     assert shared == []
-    (mended,) = doctor.linked_work_tree(here(mend=True))
+    (mended,) = doctor.cache(here(mend=True))
     assert not mended.left
     assert shared == [(tmp_path.resolve(), folder.resolve())]
 

@@ -68,13 +68,18 @@ def git(here: Here) -> Iterator[Finding]:
         )
 
 
-def linked_work_tree(here: Here) -> Iterator[Finding]:
-    """A linked work tree (`git worktree add`) needs the cache of the main one: experiments are known in both."""
-    main = repository.main_work_tree(here.root)
-    if worktree.cache(main) != worktree.cache(here.root):
+def cache(here: Here) -> Iterator[Finding]:
+    """Whether DVC can keep new results, and has one cache for all work trees, because experiments are known in each."""
+    main, used = repository.main_work_tree(here.root), worktree.cache(here.root)
+    if used.exists() and not os.access(used, os.W_OK):
+        yield Finding(
+            f"DVC's cache {used} cannot be written, so no new result can be kept; `dvc config --local --unset "
+            f"cache.dir`, then `dvc remote add --local --default shared {used}`"
+        )
+    if (shared := worktree.cache(main)) != used:
         if here.mend:
             worktree.share_cache(main, here.root)
-        text = f"DVC's cache is not the one of the main work tree, {worktree.cache(main)}"
+        text = f"DVC's cache is not the one of the main work tree, {shared}"
         yield mendable(here, text, "sets it", "it is now")
 
 
@@ -111,7 +116,7 @@ def machine(here: Here) -> Iterator[Finding]:
 
 # Each part of the report has its checks, in this order. A check yields its findings, or nothing.
 CHECKS: dict[str, tuple[Callable[[Here], Iterator[Finding]], ...]] = {
-    "git": (git, linked_work_tree),
+    "git": (git, cache),
     "environment": (environment,),
     "store": (checks.copied, checks.stuck, checks.damaged, checks.champions),
     "links": (checks.unrecorded, checks.orphans),
