@@ -10,7 +10,7 @@ import pytest
 pytest.register_assert_rewrite("tests.pipeline.project")
 
 from tests.pipeline.postgres import postgres  # noqa: E402 (after the line above)
-from tests.pipeline.project import Project, clean_environment, server  # noqa: E402
+from tests.pipeline.project import Project, mlflow_server  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -47,9 +47,7 @@ def served(tmp_path) -> Iterator[str]:
     """The address of a new `mlflow server`."""
     folder: Path = tmp_path / "server"
     folder.mkdir()
-    stores = ["--backend-store-uri", f"sqlite:///{folder / 'served.db'}", "--artifacts-destination", str(folder)]
-    environment = clean_environment() | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with server(["mlflow", "server", *stores, "--workers", "1"], "/health", folder, environment) as uri:
+    with mlflow_server(folder) as uri:
         yield uri
 
 

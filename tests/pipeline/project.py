@@ -388,10 +388,18 @@ class Project:
 
 
 @contextmanager
-def server(command: list[str], health: str, folder: Path | str, environment: dict[str, str]) -> Iterator[str]:
-    """Starts a server on a free port, waits until its page `health` answers, and ends it with the block."""
+def server(
+    command: list[str],
+    health: str,
+    folder: Path | str,
+    environment: dict[str, str],
+    port: int = 0,
+    end: signal.Signals = signal.SIGTERM,
+) -> Iterator[str]:
+    """Starts a server on this port or a free one, waits until its page `health` answers, and ends it with the block."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", port))
         port = probe.getsockname()[1]
     process = subprocess.Popen(
         [*command, "--host", "127.0.0.1", "--port", str(port)],
@@ -414,5 +422,15 @@ def server(command: list[str], health: str, folder: Path | str, environment: dic
         yield address
     finally:
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
+            os.killpg(process.pid, end)
         process.wait(LIMIT_SECONDS)
+
+
+@contextmanager
+def mlflow_server(folder: Path, port: int = 0, end: signal.Signals = signal.SIGTERM) -> Iterator[str]:
+    """The address of an `mlflow server` that keeps all in this folder. Like `server`."""
+    stores = ["--backend-store-uri", f"sqlite:///{folder / 'served.db'}", "--artifacts-destination", str(folder)]
+    environment = clean_environment() | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    command = ["mlflow", "server", *stores, "--workers", "1"]
+    with server(command, "/health", folder, environment, port, end) as uri:
+        yield uri

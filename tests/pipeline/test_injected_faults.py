@@ -10,12 +10,12 @@ pytestmark = pytest.mark.pipeline
 def test_no_fault_of_a_short_soak_is_lost(project, monkeypatch):
     monkeypatch.setattr(soak, "KILLS", 2)
     few = soak.Soak(project, seed=1)
-    few.round(few.kills)
+    few.round(lambda: few.kills("dvc queue start"))
     few.round(few.files)
-    few.round(few.checkpoints)
-    few.round(lambda: few.stores(("503", "drips")))
+    few.round(lambda: few.checkpoints(1))
+    few.round(lambda: few.servers(("503", "drips")))
     assert few.losses == []
-    report = few.report()
+    report = soak.report([few])
     assert report["total"]["injected"] == report["total"]["survived"] >= 8
     assert report["total"]["lost"] == 0
 
@@ -30,5 +30,5 @@ def test_what_does_not_survive_is_counted_as_lost(project):
     few.round(inject)
     few.round(lambda: few.count("another kind"))
     assert few.losses == ["inject: the bits"]
-    assert few.report()["total"] == {"injected": 2, "survived": 1, "lost": 1}
-    assert few.report()["kinds"]["a kind"] == {"injected": 1, "survived": 0, "lost": 1}
+    assert soak.report([few])["total"] == {"injected": 2, "survived": 1, "lost": 1}
+    assert soak.report([few])["kinds"]["a kind"] == {"injected": 1, "survived": 0, "lost": 1}
