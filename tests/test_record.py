@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -397,3 +398,20 @@ def test_the_quality_is_added_to_every_run_of_the_model_once(store, state, quali
 def test_the_quality_of_a_model_without_a_run_is_one_clear_error(store, state, quality):
     with pytest.raises(InputError, match=r"no run of the model in metrics/quality\.json; `dvc repro --force track`"):
         records.record_quality(state.params, quality, Path("metrics/nearest.png"), store.root)
+
+
+@pytest.mark.parametrize("name", ["../outside", "plots/../../outside", "{tmp_path}/outside", None])
+def test_a_record_cannot_name_a_file_outside_of_the_scratch_folder(store, state, tmp_path, monkeypatch, name):
+    """`make serving` takes the name of the model file from the record. A hostile store could name any path."""
+    run_id = records.record(state, store.root)
+    folder, scratch = local_path(store.get_run(run_id).info.artifact_uri), tmp_path / "temporary/scratch"
+    named = {name.format(tmp_path=tmp_path): state.model_sha256} if name else {}
+    (folder / "hashes.json").write_text(json.dumps(named))
+    for outside in (folder.parent, tmp_path):  # a file that a store would send for such a name
+        shutil.copy(state.model, outside / "outside")
+    scratch.mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="names no model file; name another run"):
+        records.record_serving(state.params, run_id, store.root)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

@@ -396,13 +396,14 @@ def server(
     port: int = 0,
     end: signal.Signals = signal.SIGTERM,
 ) -> Iterator[str]:
-    """Starts a server on this port or a free one, waits until its page `health` answers, and ends it with the block."""
+    """Starts a server on this port or a free one, waits until its page `health` answers, and ends it with the block.
+    It is told no address to listen on, and must listen for this machine alone."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", port))
         port = probe.getsockname()[1]
     process = subprocess.Popen(
-        [*command, "--host", "127.0.0.1", "--port", str(port)],
+        [*command, "--port", str(port)],
         cwd=folder,
         env=environment,
         stdout=subprocess.DEVNULL,
@@ -419,11 +420,19 @@ def server(
 
     try:
         wait_for(up)
+        assert listening(process.pid, port) == {"127.0.0.1"}
         yield address
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, end)
         process.wait(LIMIT_SECONDS)
+
+
+def listening(pid: int, port: int) -> set[str]:
+    """The addresses at which a process and its children listen on a port."""
+    process = psutil.Process(pid)
+    sockets = [item for one in (process, *process.children(recursive=True)) for item in one.net_connections("tcp")]
+    return {item.laddr.ip for item in sockets if item.status == psutil.CONN_LISTEN and item.laddr.port == port}
 
 
 @contextmanager

@@ -57,12 +57,16 @@ def test_new_store_gets_the_same_state_whole(project, tmp_path):
     assert other.epochs(other.recorded()) == [1, 2, 3]
 
 
-def test_a_server_gets_the_state_whole(project, served):
-    """`mlflow server`, which asks for more than its own database does. A password in its address is not printed."""
-    other = project.at(served)
-    track = ("repro", "--single-item", "--force", "track")
-    done = other.dvc(*track, MLFLOW_TRACKING_URI=served.replace("://", "://me:secret@"))
-    assert "secret" not in done.stdout + done.stderr
+def test_a_server_gets_the_state_whole(project, served, tmp_path):
+    """`mlflow server`, which asks for more than its own database does. A password in its address is written nowhere:
+    not by the training, its observer or `track`, not into the store, and not into the repository."""
+    other, password = project.at(served), "zyzzyva42"
+    stages = ("repro", "--single-item", "--force", "train", "track")
+    done = other.dvc(*stages, MLFLOW_TRACKING_URI=served.replace("://", f"://me:{password}@"))
+    files = [path for folder in (tmp_path, project.home) for path in folder.rglob("*") if path.is_file()]
+    assert {tmp_path / "server/served.db", project.folder / "dvc.lock"} <= {*files}
+    assert not [path for path in files if password.encode() in path.read_bytes()]
+    assert password not in done.stdout + done.stderr
     assert list(other.runs()) == [other.recorded()]
     run = other.assert_whole(other.recorded())
     assert other.client.get_model_version_by_alias("vae-digits", "champion").run_id == run.info.run_id

@@ -24,7 +24,7 @@ ADMIN = ("admin", "a long pass/word")
 USERS = {"ann": "the password of ann", "ben": "the password of ben"}
 RESULT = ("params.yaml", "metrics/mlflow.json")
 # The test's helper adds `--host` and `--port` to a command. MLflow reads variables too.
-START = f'MLFLOW_HOST="$2" MLFLOW_PORT="$4" exec python "{ROOT}/tools/server.py" --auth'
+START = f'MLFLOW_PORT="$2" exec python "{ROOT}/tools/server.py" --auth'
 
 
 @pytest.fixture(scope="module")

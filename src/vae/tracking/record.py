@@ -208,7 +208,9 @@ def record_serving(params: Path, run_id: str, root: Path) -> None:
     with store_errors(store.uri), store_lock(root), tempfile.TemporaryDirectory() as scratch:
         tags = store.run_tags(run_id, Tag.KEY, Tag.MODEL, Tag.DATA)
         run, (hashes,) = store.get_run(run_id), store.recorded(run_id, "hashes.json")
-        file = next(name for name, digest in json.loads(hashes).items() if digest == tags[Tag.MODEL])
+        files = [name for name, digest in json.loads(hashes).items() if digest == tags[Tag.MODEL]]
+        if not files or {"..", "/"} & {*Path(file := files[0]).parts}:  # a hostile store could name any file
+            raise InputError(f"run {run_id}: its hashes.json was changed, and names no model file; name another run")
         servable.check(model := Path(store.download_artifacts(run_id, file, scratch)))
         mlflow.set_tracking_uri(store.uri)
         mlflow.set_experiment(experiment_id=store.experiment.experiment_id)
