@@ -128,7 +128,11 @@ class Queue:
 
     def works(self) -> bool:
         """Whether there are processes, and the experiment has not ended well."""
-        return bool(self.project.processes()) and not [*self.project.folder.glob(f".git/refs/exps/*/*/{NAME}")]
+        return bool(self.project.processes()) and not self.is_made()
+
+    def is_made(self) -> bool:
+        """Whether DVC has the experiment. A task that its user ended can be called Success, although it has none."""
+        return any(self.project.folder.glob(f".git/refs/exps/*/*/{NAME}"))
 
     def settle(self) -> bool:
         """Waits until nothing works on the experiment, and then does what a user does. True if it ended well."""
@@ -142,11 +146,12 @@ class Queue:
         if "Running" in (listed := self.said()):
             if not self.project.processes():
                 self.end_task()
+                return "Failed"
         elif "Queued" in listed:
             if not self.project.processes():
                 self.project.dvc(*COMMANDS[QUEUE][1:])
         else:
-            return next((status for status in ("Success", "Failed") if status in listed), "")
+            return "Success" if self.is_made() else "Failed" if "Failed" in listed else ""
         return ""
 
     def end_task(self) -> None:
@@ -245,7 +250,7 @@ class Soak:
         if name in ("dvc repro", "dvc exp run"):
             require(project.hashes() == self.hashes, f"{name}: other bits in the workspace")
         if name != "dvc repro":
-            require(self.project.experiments() == [NAME], f"{name}: {self.project.experiments()}")
+            require(self.project.experiments() == [NAME], f"{name}: the experiments are {self.project.experiments()}")
 
     def kill(self, attempt: Command | Queue, name: str) -> list[str]:
         """Sends a signal to a target, or to two, at a random moment at which the first one runs.
@@ -397,11 +402,12 @@ class Soak:
             self.recorded(other)
 
 
-def report(soaks: Iterable[Soak]) -> dict[str, Any]:
+def report(soaks: list[Soak]) -> dict[str, Any]:
     """What is written to metrics/faults.json."""
     kinds: dict[str, dict[str, int]] = {}
-    for name, count in sorted(item for soak in soaks for item in soak.counts.items()):
-        kinds[name] = {column: kinds.get(name, {}).get(column, 0) + count[column] for column in COLUMNS}
+    for name in sorted({name for soak in soaks for name in soak.counts}):
+        counts = [soak.counts[name] for soak in soaks if name in soak.counts]
+        kinds[name] = {column: sum(count[column] for count in counts) for column in COLUMNS}
     total = {column: sum(count[column] for count in kinds.values()) for column in COLUMNS}
     return {"total": total, "kinds": kinds, "losses": [loss for soak in soaks for loss in soak.losses]}
 

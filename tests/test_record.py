@@ -400,7 +400,9 @@ def test_the_quality_of_a_model_without_a_run_is_one_clear_error(store, state, q
         records.record_quality(state.params, quality, Path("metrics/nearest.png"), store.root)
 
 
-@pytest.mark.parametrize("name", ["../outside", "plots/../../outside", "{tmp_path}/outside", None])
+@pytest.mark.parametrize(
+    "name", ["../outside", "plots/../../outside", "{tmp_path}/outside", None], ids=["up", "inside", "root", "none"]
+)
 def test_a_record_cannot_name_a_file_outside_of_the_scratch_folder(store, state, tmp_path, monkeypatch, name):
     """`make serving` takes the name of the model file from the record. A hostile store could name any path."""
     run_id = records.record(state, store.root)

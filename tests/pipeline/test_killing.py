@@ -1,14 +1,22 @@
 """Trainings that are killed, fail or have to wait: the status of their run, and how they continue."""
 
+from vae.runtime import cores
+
+import os
 import signal
 import socket
+import subprocess
+import sys
 import time
+from contextlib import ExitStack
 
 import pytest
 
-from tests.pipeline.project import EPOCHS, wait_for
+from tests.pipeline.project import EPOCHS, mlflow_server, wait_for
 
 pytestmark = pytest.mark.pipeline
+PROMPT_SECONDS = 3  # after an interrupt, at any load
+PATIENT_SECONDS = 120  # for the rest of a tiny training. MLflow by itself asks a dead server for longer
 
 
 def new_run(project, before) -> str:
@@ -80,6 +88,48 @@ def test_terminated_training_ends_as_killed(project):
     training.process.terminate()
     training.ended(128 + signal.SIGTERM)
     assert project.status(run) == "KILLED"
+
+
+def test_a_server_that_dies_in_a_training_and_comes_back_changes_nothing(project, tmp_path):
+    """The training goes on without it, to the same bits. The run that it opened is whole after `track`."""
+    single = ("dvc", "repro", "--single-item", "--force")
+    with ExitStack() as server:
+        uri = server.enter_context(mlflow_server(tmp_path, end=signal.SIGKILL))
+        other, hashes = project.at(uri), project.hashes()
+        with project.after_one_epoch(lambda: other.start(*single, "train")) as training:
+            run = new_run(other, {})
+            wait_for(lambda: other.epochs(run) == [1])
+            server.close()  # kills it
+        released = time.monotonic()
+    training.ended()
+    assert time.monotonic() - released < PATIENT_SECONDS
+    assert training.files[1].read_text().count("not followed live") == 1
+    assert project.hashes() == hashes
+    with mlflow_server(tmp_path, port=int(uri.rpartition(":")[2])):
+        assert other.status(run) == "RUNNING"
+        other.run(*single, "track")
+        assert [*other.runs()] == [run] == [other.recorded()]
+        other.assert_whole(run)
+        assert other.epochs(run) == [1, 2, 3]
+
+
+def test_ctrl_c_gives_the_prompt_back_at_once_also_on_busy_cores(project, request):
+    """The terminal sends it to dvc and to all stages."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, previous))
+    project.params(train={"epochs": 100000, "seed": 19})
+    for _ in cores.usable():
+        busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        request.addfinalizer(busy.wait)
+        request.addfinalizer(busy.kill)
+    running = project.start("setsid", "dvc", "repro")
+    wait_for(project.checkpoints)
+    interrupted = time.monotonic()
+    os.killpg(running.process.pid, signal.SIGINT)
+    done = running.finish()
+    assert time.monotonic() - interrupted < PROMPT_SECONDS
+    assert done.returncode
+    assert "; run the same command to go on" in done.stderr
 
 
 def test_interrupted_after_its_last_epoch_it_has_nothing_to_train_again(project):
