@@ -20,6 +20,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from mlflow import MlflowClient, MlflowException
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -30,6 +31,7 @@ from vae.tracking.address import shown
 
 CODE = sorted(path for folder in ("src", "pipeline", "tools") for path in Path(folder).rglob("*.py"))
 MEGABYTE = 1 << 20
+RUN = "0" * 32
 
 
 class Weapon:
@@ -511,6 +513,41 @@ def test_idx_files_that_claim_too_much(tmp_path):
     names[0].symlink_to(tmp_path / "outside")
     (tmp_path / "outside").write_bytes(gzip.compress(b""))
     assert "is a link out of" in images_refused(names[0].parent)
+
+
+# Stores.
+
+
+@pytest.mark.parametrize("is_dir", [True, False])
+@pytest.mark.parametrize("name", ["../outside", "models/../../outside", "/{tmp_path}/outside", "..%2Foutside"])
+def test_a_server_cannot_choose_where_its_files_are_written(tmp_path, monkeypatch, name, is_dir):
+    """`make reproduce` downloads all files of a run. This is MLflow's promise: this project makes none of the paths."""
+    name, scratch = name.format(tmp_path=tmp_path), tmp_path / "parent/scratch"
+    info = {"run_id": RUN, "artifact_uri": "mlflow-artifacts:/run", "experiment_id": "0", "status": "FINISHED"}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            listed = {"files": [{"path": name, "is_dir": is_dir, "file_size": 4}] if self.path.endswith("=run") else []}
+            asked = "run" if "/runs/get" in self.path else "list" if "path=" in self.path else "file"
+            body = {"run": json.dumps({"run": {"info": info}}), "list": json.dumps(listed), "file": "evil"}[asked]
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    scratch.mkdir(parents=True)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        client = MlflowClient(f"http://127.0.0.1:{server.server_port}")
+        assert client.get_run(RUN).info.artifact_uri == info["artifact_uri"]
+        with pytest.raises(MlflowException, match="Invalid path"):
+            client.download_artifacts(RUN, "", str(scratch))
+        server.shutdown()
+    assert [*tmp_path.rglob("*")] == [scratch.parent, scratch]
 
 
 # Passwords.
