@@ -256,7 +256,7 @@ class Soak:
         """Sends a signal to a target, or to two, at a random moment at which the first one runs.
         Returns the kinds of these faults: none if the command had ended before."""
         targets = QUEUE_TARGETS if name == QUEUE else TARGETS
-        kinds = self.rarest((f"killed: {name}: {target}" for target in targets), self.random.choice((1, 1, 1, 2)))
+        kinds = self.rarest((f"killed: {name}: {target}" for target in targets), self.random.choice((1, 2)))
         words = [targets[kind.split(": ")[2]] for kind in kinds]
         short = words[0] == TARGETS["the observer"]  # it lives for a part of the command
 
