@@ -102,11 +102,11 @@ class Project:
 
 
 def statuses(database: Path) -> Counter[str]:
-    """How many runs have each status."""
+    """How many runs have each status, without those that only group others."""
+    groups = "SELECT run_uuid FROM tags WHERE key = 'vae.group'"
+    active = f"SELECT status FROM runs WHERE lifecycle_stage = 'active' AND run_uuid NOT IN ({groups})"
     with closing(sqlite3.connect(database, timeout=60)) as connection:
-        return Counter(
-            status for (status,) in connection.execute("SELECT status FROM runs WHERE lifecycle_stage = 'active'")
-        )
+        return Counter(status for (status,) in connection.execute(active))
 
 
 def queue(project: Project, experiments: int) -> dict[str, float]:
