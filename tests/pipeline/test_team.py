@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.pipeline, pytest.mark.scale]
 ADMIN = ("admin", "a long pass/word")
 USERS = {"ann": "the password of ann", "ben": "the password of ben"}
 RESULT = ("params.yaml", "metrics/mlflow.json")
-# The test's helper adds `--host` and `--port` to a command. MLflow reads variables too.
+# The helper of the tests adds `--port` to a command. MLflow reads a variable too.
 START = f'MLFLOW_PORT="$2" exec python "{ROOT}/tools/server.py" --auth'
 
 
