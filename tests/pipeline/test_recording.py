@@ -60,7 +60,7 @@ def test_new_store_gets_the_same_state_whole(project, tmp_path):
 def test_a_server_gets_the_state_whole(project, served, tmp_path):
     """`mlflow server`, which asks for more than its own database does. A password in its address is written nowhere:
     not by the training, its observer or `track`, not into the store, and not into the repository."""
-    other, password = project.at(served), "zyzzyva42"
+    other, password = project.at(served), "-".join(("in", "no", "file"))  # this file is in the project too
     stages = ("repro", "--single-item", "--force", "train", "track")
     done = other.dvc(*stages, MLFLOW_TRACKING_URI=served.replace("://", f"://me:{password}@"))
     files = [path for folder in (tmp_path, project.home) for path in folder.rglob("*") if path.is_file()]
