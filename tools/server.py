@@ -8,8 +8,10 @@ import secrets
 import sys
 from pathlib import Path
 
+from sqlalchemy import NullPool, create_engine
+
 from vae.errors import InputError
-from vae.tracking.address import SERVERS, absolute, reach, store_errors
+from vae.tracking.address import SERVERS, absolute, store_errors
 
 DATABASE, PASSWORD, CONFIG = "MLFLOW_BACKEND_STORE_URI", "MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_AUTH_CONFIG_PATH"
 # Each user may change and delete all runs, because `track` deletes a run that a training has opened in vain.
@@ -22,7 +24,7 @@ def main(auth: bool) -> None:
         raise InputError(f"{DATABASE} must name a database, such as postgresql://<user>:<password>@<host>/<database>")
     uri = absolute(uri, Path())
     with store_errors(uri, DATABASE):
-        reach(uri, Path())
+        create_engine(uri, poolclass=NullPool).connect().close()
     # The addresses are in variables and in a private file, because everyone can read the arguments of a process.
     settings = {DATABASE: uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     if auth:

@@ -52,7 +52,10 @@ def with_values(text: str, values: Mapping[str, str], path: Path = Path("params.
     tree = yaml.load(text, Loader=yaml.BaseLoader)
     for key, value in values.items():
         section, _, name = key.partition(".")
-        tree.setdefault(section, {})[name] = yaml.load(value, Loader=yaml.BaseLoader)
+        try:
+            tree.setdefault(section, {})[name] = yaml.load(value, Loader=yaml.BaseLoader)
+        except yaml.YAMLError as error:
+            raise InputError(f"{path}: {key}: {value} is not valid YAML") from error
     return parse(yaml.safe_dump(tree), path)
 
 
