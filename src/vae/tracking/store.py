@@ -119,7 +119,7 @@ class Store(MlflowClient):
         conditions = " and ".join(f"tags.`{name}` = '{value}'" for name, value in (tags or {}).items())
         conditions = conditions or f"tags.`{Tag.GROUP}` IS NULL"
         search = partial(self.search_runs, [self.experiment.experiment_id], conditions)
-        page = search()
+        page = search(page_token=None)
         found = list(page)
         while page.token:
             page = search(page_token=page.token)
