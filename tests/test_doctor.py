@@ -2,6 +2,7 @@
 
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -122,7 +123,7 @@ def test_a_linked_work_tree_gets_the_cache_of_the_main_one(repository, tmp_path,
 def test_an_environment_that_is_not_the_locked_one(root, monkeypatch, tmp_path):
     monkeypatch.chdir(root)
     assert not [line for line in said(doctor.environment) if line.startswith("`import vae`")]
-    monkeypatch.setattr(doctor, "version", lambda name: "2.14.0+cpu" if name == "torch" else doctor.installed.__name__)
+    monkeypatch.setattr(doctor, "distributions", lambda: [SimpleNamespace(name="Torch", version="2.14.0+cpu")])
     monkeypatch.chdir(tmp_path)
     Path("requirements.lock").write_text("# made\ntorch==2.14.1\nnone==1 ; sys_platform == 'nowhere'\n")
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -130,7 +131,8 @@ def test_an_environment_that_is_not_the_locked_one(root, monkeypatch, tmp_path):
     assert packages.startswith("not installed: torch==2.14.1; ")
     assert "not src/vae" in code
     assert [line.split(" is ")[0] for line in programs] == ["`python`", "`dvc`", "`mlflow`"]
-    monkeypatch.setattr(doctor, "version", lambda _: "2.14.1+cpu")  # the same release, built for the CPU alone
+    same = SimpleNamespace(name="Torch", version="2.14.1+cpu")  # the same release, built for the CPU alone
+    monkeypatch.setattr(doctor, "distributions", lambda: [same])
     assert not [line for line in said(doctor.environment) if line.startswith("not installed")]
 
 

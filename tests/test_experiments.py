@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import pytest
 
-from tools import which
+from tools import doctor, which
 from vae.errors import InputError
-from vae.tracking import checks, experiments
+from vae.tracking import experiments
 from vae.tracking.experiments import Experiment
 from vae.tracking.store import Store, Tag
 
@@ -121,7 +121,7 @@ def test_which_prefers_the_run_that_the_experiment_holds(root, monkeypatch, caps
         def search_runs(self, *_: object) -> list:
             return [run_of("new", "minute"), run_of("old", "minute"), run_of("other", "minute-1")]
 
-    monkeypatch.setattr(which, "Store", lambda *_: Found())
+    monkeypatch.setattr(which, "open_store", lambda *_: Found())
     monkeypatch.setattr(which, "experiments", lambda *_: [Experiment("minute", "r", "b", held)])
     which.main(root / "params.yaml", RESULT, "minute")
     lines = capsys.readouterr().out.splitlines()
@@ -179,7 +179,7 @@ def test_a_task_without_a_worker_is_named_with_its_folder(tmp_path, monkeypatch)
     (tmp_path / experiments.TASKS).mkdir(parents=True)
     assert experiments.abandoned(tmp_path) == [("it's,dead", "/a copy"), ("unnamed", "")]
     monkeypatch.chdir(tmp_path)
-    named, unnamed = checks.queue(checks.Here(Path("params.yaml"), RESULT, mend=False))
+    named, unnamed = doctor.queue(doctor.Here(Path("params.yaml"), RESULT, mend=False))
     assert """`dvc queue kill 'it'"'"'s,dead'`, then `rm -rf '/a copy'`, then run the experiment again""" in named.text
     assert "`dvc queue kill unnamed`, then run" in unnamed.text
     assert named.left
@@ -189,13 +189,13 @@ def test_a_task_without_a_worker_is_named_with_its_folder(tmp_path, monkeypatch)
 def test_the_doctor_looks_at_the_files_of_the_newest_runs(tmp_path, monkeypatch, every, looked_at):
     """A store can have thousands of runs. The doctor says how many it looked at."""
     seen = []
-    here = checks.Here(Path("params.yaml"), RESULT, mend=False, every=every)
+    here = doctor.Here(Path("params.yaml"), RESULT, mend=False, every=every)
     runs = [run_of(name, name) for name in ("third", "second", "first")]
     lost = SimpleNamespace(find=lambda: runs, lost=lambda run: seen.append(run.info.run_id) or [])
     here.__dict__.update(store=lost, known=[], root=tmp_path)
-    monkeypatch.setattr(checks.worktree, "head", lambda: "head")
-    monkeypatch.setattr(checks, "NEWEST", 2)
-    said = list(checks.damaged(here))
+    monkeypatch.setattr(doctor.worktree, "head", lambda: "head")
+    monkeypatch.setattr(doctor, "NEWEST", 2)
+    said = list(doctor.damaged(here))
     assert seen == ["third", "second", "first"][:looked_at]
     assert [(item.text.split(";")[0], item.left) for item in said] == [
         ("only the newest 2 of 3 runs were searched for lost files", False)

@@ -60,7 +60,7 @@ class Stored:
 def store(monkeypatch) -> Stored:
     """The store of the script."""
     stored = Stored()
-    monkeypatch.setattr(script, "Store", lambda *_: stored)
+    monkeypatch.setattr(script, "open_store", lambda *_: stored)
     return stored
 
 

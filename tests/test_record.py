@@ -18,9 +18,10 @@ from vae.errors import InputError
 from vae.params import NOT_IN_PIPELINE
 from vae.tracking import record as records
 from vae.tracking.changes import Changes
+from vae.tracking.experiments import experiment_names
 from vae.tracking.places import local_path
 from vae.tracking.state import State
-from vae.tracking.store import Store, Tag, experiment_names
+from vae.tracking.store import Store, Tag
 
 EVALUATION = {"neg_elbo_nats": 95.5, "active_units": 7, "binarization_sha256": "text"}
 LABELS = {"train": [0, 1, 2] * 2000, "t10k": [7, 7, 1]}

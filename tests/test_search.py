@@ -69,6 +69,7 @@ def test_the_committed_search_is_valid(root):
         ({"space": {"train.learning_rate": []}}, "space: train.learning_rate: "),
         ({"space": {"train.learning_rate": 0.1}}, "space.train.learning_rate"),
         ({"set": {"train.epochs": "0"}}, "train.epochs: input should be greater"),
+        ({"set": {"model.encoder": "[2, 3"}}, "model.encoder: [2, 3 is not valid YAML"),
         ({"trials": 0}, "trials: Input should be greater"),
         ({"trails": 3}, "trails: Extra inputs are not permitted"),
         ({"study": "a,b"}, "study: String should match"),

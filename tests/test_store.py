@@ -24,8 +24,9 @@ from vae.errors import InputError
 from vae.tracking import address
 from vae.tracking import store as stores
 from vae.tracking.address import store_errors
+from vae.tracking.experiments import commits
 from vae.tracking.places import local_path
-from vae.tracking.store import Store, Tag, commits
+from vae.tracking.store import Store, Tag
 
 
 @pytest.fixture
@@ -122,7 +123,7 @@ def test_a_database_that_does_not_answer_is_asked_once(tmp_path, monkeypatch, ur
         raise ConnectionError(f"{asked_uri} refused")
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.setattr(stores, "create_engine", refuse)
+    monkeypatch.setattr(address, "create_engine", refuse)
     (tmp_path / "mlflow.db").touch()
     with pytest.raises(InputError, match="refused; check MLFLOW_TRACKING_URI") as caught:
         Store(tmp_path, "vae")
@@ -218,8 +219,8 @@ def test_a_run_that_lacks_tags_or_does_not_exist_is_one_clear_error(real_store):
 def test_any_number_of_values_can_be_logged(real_store):
     """MLflow limits the number in one request."""
     run_id = training(real_store, "RUNNING")
-    params = {f"p.{number}": number for number in range(2 * stores.PARAMS_AT_ONCE + 1)}
-    rows = [(step, {"a": float(step), "b": 2.0}) for step in range(stores.METRICS_AT_ONCE)]
+    params = {f"p.{number}": number for number in range(201)}
+    rows = [(step, {"a": float(step), "b": 2.0}) for step in range(1000)]
     real_store.log_params(run_id, params)
     real_store.log_metrics(run_id, rows)
     assert real_store.get_run(run_id).data.params == {name: str(value) for name, value in params.items()}

@@ -106,7 +106,7 @@ def test_an_experiment_and_a_commit_are_recorded_in_a_tree_of_their_own(project,
         (TRACK, folder, names),
     ]
     done.clear()
-    assert sync.record_commit(Path("/root"), "0123456789", RESULT) == "r"
+    assert sync.record_again(Path("/root"), "0123456789", RESULT) == "r"
     assert done == [
         ("tree", Path("/root"), "record-0123456789", "0123456789", False),
         (TRACK, folder, {"DVC_ROOT": "/root"}),

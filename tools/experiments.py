@@ -7,11 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from vae.errors import InputError
-from vae.params import NOT_IN_PIPELINE
-from vae.tracking.experiments import experiments
+from vae.tracking.experiments import content, experiments, settings
 from vae.tracking.worktree import git
 
 COLUMNS = ("experiment", "validation", "NLL bound", "K", "neg-ELBO", "MLflow run", "changed")
@@ -39,23 +35,6 @@ def main(params: Path, run: Path, *, validation: Path, evaluation: Path) -> None
             print(" ", "  ".join([*map(str.ljust, cells, widths), cells[-1]]).rstrip())
     if len(groups.keys() - {NO_FIGURES}) > 1:
         print("\nFigures of different groups do not compare: they are of other images or other pixels.")
-
-
-def content(revision: str, path: Path) -> dict[str, Any]:
-    """A YAML or JSON file in a revision, or in the workspace if none is named, with all values as text. Empty if there
-    is no such file, or if it is broken."""
-    try:
-        text = git("show", f"{revision}:./{path}").decode() if revision else path.read_text()
-        tree = yaml.load(text, Loader=yaml.BaseLoader)
-    except (InputError, OSError, yaml.YAMLError):
-        return {}
-    return tree if isinstance(tree, dict) else {}
-
-
-def settings(revision: str, path: Path) -> dict[str, Any]:
-    """The leaves of a params.yaml that a stage of dvc.yaml uses, also if they are of another version of the schema."""
-    sections = {name: keys for name, keys in content(revision, path).items() if name not in NOT_IN_PIPELINE}
-    return {f"{name}.{key}": value for name, keys in sections.items() for key, value in dict(keys).items()}
 
 
 def nats(value: str | None) -> str:

@@ -1,20 +1,19 @@
 """`make leaderboard`: adds the present results as a row of a recipe, and rewrites the tables of results."""
 
-from vae.runtime import command, files, repository
+from vae.runtime import command, files
 
 import json
 import shlex
 from itertools import pairwise
 from pathlib import Path
 
-import yaml
-
 from vae.errors import InputError
 from vae.evaluation import leaderboard
 from vae.evaluation import readme as tables
 from vae.model import load as load_model
-from vae.params import TRAINING, Params, leaves, load, parse
-from vae.tracking.store import Store, Tag
+from vae.params import TRAINING, Params, leaves, parse
+from vae.tracking.experiments import with_values
+from vae.tracking.store import Tag, open_store
 from vae.tracking.worktree import git
 
 
@@ -37,7 +36,7 @@ def main(
     if not quality.is_file():
         raise InputError(f"{quality}: no such file; `dvc repro quality/dvc.yaml` first")
     samples, run_id = files.read_json(quality), files.read_json(run, run_id=str)["run_id"]
-    store = Store(repository.main_repository(), load(params).track.experiment)
+    store = open_store(params)
     recorded, present = store.run_tags(run_id, Tag.MODEL)[Tag.MODEL], files.sha256(model)
     for path, measured in ((quality, samples.get("model_sha256")), (run, recorded)):
         if measured != present:
@@ -48,7 +47,9 @@ def main(
     if json.loads(hashes)[str(evaluation)] != files.sha256(evaluation):
         raise InputError(f"{evaluation} differs from the one recorded in run {run_id}; `dvc repro` first")
     config = parse(text)
-    check(config, recipe_params(git("show", f"HEAD:./{params}").decode(), recipes / f"{recipe}.sh"), run_id, recipe)
+    words = shlex.split((recipes / f"{recipe}.sh").read_text(), comments=True)
+    changes = dict(word.split("=", 1) for flag, word in pairwise(words) if flag == "-S")
+    check(config, with_values(git("show", f"HEAD:./{params}").decode(), changes), run_id, recipe)
     seconds = store.training_seconds(run_id)
     parameters = sum(parameter.numel() for parameter in load_model(model).parameters())
     new = leaderboard.row(recipe, config, parameters, seconds, files.read_json(evaluation), samples)
@@ -59,17 +60,6 @@ def main(
     for path, short in ((readme, True), (page, False)):
         path.write_text(tables.insert(path.read_text(), tables.results(rows, short), "results"))
     print(tables.results(rows))
-
-
-def recipe_params(committed: str, recipe: Path) -> Params:
-    """The params of a recipe: the committed ones, with the changes of its `-S` options."""
-    tree = yaml.load(committed, Loader=yaml.BaseLoader)
-    for flag, word in pairwise(shlex.split(recipe.read_text(), comments=True)):
-        if flag == "-S":
-            key, _, value = word.partition("=")
-            section, _, name = key.partition(".")
-            tree[section][name] = yaml.load(value, Loader=yaml.BaseLoader)
-    return parse(yaml.safe_dump(tree))
 
 
 def check(config: Params, expected: Params, run_id: str, recipe: str) -> None:

@@ -1,6 +1,6 @@
 """`make reproduce`: restores the inputs of an MLflow run, runs it from scratch, and compares every file."""
 
-from vae.runtime import command, machine, repository
+from vae.runtime import command, machine
 
 import json
 import shlex
@@ -10,15 +10,14 @@ from pathlib import Path
 
 import yaml
 
-from vae.params import load
 from vae.tracking import reproduction
-from vae.tracking.store import Store, Tag
+from vae.tracking.store import Tag, open_store
 from vae.tracking.worktree import place, worktree
 
 
 def main(params: Path, run: str) -> None:
     root, run = Path().resolve(), run.strip()
-    store = Store(repository.main_repository(), load(params).track.experiment)
+    store = open_store(params)
     tags = store.run_tags(run, Tag.COMMIT, Tag.KEY)
     commit = tags[Tag.COMMIT]
     with tempfile.TemporaryDirectory() as scratch, worktree(root, run, commit, keep=True) as folder:
@@ -50,10 +49,8 @@ def machine_differences(params: Path, tags: dict[str, str]) -> list[str]:
         print("  the record names no machine: the model came from a cache, or from an older version")
         return []
     command.limit_instructions(["", str(params)])
-    threads = yaml.load(params.read_text(), Loader=yaml.BaseLoader)["train"][
-        "threads"
-    ]  # other keys may be of another version
-    lines = machine.differences(tags, machine.describe(int(threads), tags.get("model.device", "cpu")))
+    train = yaml.load(params.read_text(), Loader=yaml.BaseLoader)["train"]  # other keys may be of another version
+    lines = machine.differences(tags, machine.describe(int(train["threads"]), tags.get("model.device", "cpu")))
     for line in lines:
         print(f"  {line}")
     return [line for line in lines if not line.startswith("machine.os")]

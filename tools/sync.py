@@ -1,32 +1,25 @@
 """`make sync`: gives the present state, a commit or a DVC experiment its MLflow run, without running anything again."""
 
-from vae.runtime import command, repository
+from vae.runtime import command
+from vae.runtime.network import shown
 
-from functools import partial
 from pathlib import Path
 
 from vae.errors import InputError
-from vae.params import load
 from vae.tracking import sync
-from vae.tracking.address import shown, store_errors
-from vae.tracking.experiments import experiments, recorded_run
-from vae.tracking.store import Store, Tag, commits, experiment_names
+from vae.tracking.address import store_errors
+from vae.tracking.experiments import commits, experiment_names, experiments, recorded_run
+from vae.tracking.store import Tag, open_store
 from vae.tracking.worktree import git, head
 
 
 def main(params: Path, result: Path, revision: str, dry: bool) -> None:
     root, revision = Path().resolve(), revision.strip()
-    store = Store(repository.main_repository(), load(params).track.experiment)
+    store = open_store(params)
     item = next((item for item in experiments(root, result) if item.name == revision), None)
     commit = "" if item else resolved(revision) if revision else unchanged(result)
-    if item:
-        what, run_id, record = f"experiment {revision}", item.run_id, partial(sync.record_again, root, item, result)
-    elif revision:
-        what, run_id = f"commit {commit[:7]}", recorded_run(root, commit, result)
-        record = partial(sync.record_commit, root, commit, result)
-    else:
-        what, run_id = "the present state", recorded_run(root, commit, result) if commit else None
-        record = partial(sync.track, root, result, what, "dvc pull")
+    run_id = item.run_id if item else recorded_run(root, commit, result) if commit else None
+    what = f"experiment {revision}" if item else f"commit {commit[:7]}" if revision else "the present state"
     with store_errors(store.uri):
         for run in store.find():
             linked = run.info.run_id == run_id or {revision, commit} & (experiment_names(run) | commits(run))
@@ -37,7 +30,10 @@ def main(params: Path, result: Path, revision: str, dry: bool) -> None:
             option = f" REV={revision}" if revision else ""
             print(f"{what}: no whole run in {shown(store.uri)} is known; `make sync{option}` records it")
             return
-        run_id = record()
+        if revision:
+            run_id = sync.record_again(root, item or commit, result)
+        else:
+            run_id = sync.track(root, result, what, "dvc pull")
         if commit and commit not in (known := commits(store.get_run(run_id))):
             store.set_tags(run_id, {Tag.COMMITS: ",".join(sorted(known | {commit}))})
         print(f"{what}: MLflow run {run_id}")

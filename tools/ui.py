@@ -1,37 +1,40 @@
 """`make ui`: the MLflow UI on the store of the project."""
 
-from vae.runtime import command, repository
+from vae.runtime import command
+from vae.runtime.network import shown
 
 import os
 import socket
 import sys
 import time
 import webbrowser
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
 from vae.errors import InputError
-from vae.params import load
 from vae.tracking import page
-from vae.tracking.address import SERVERS, shown
-from vae.tracking.store import Store
+from vae.tracking.address import SERVERS
+from vae.tracking.store import open_store
 
-EVERY, LOCAL = "0.0.0.0", ("127.0.0.1", "localhost")
+EVERY, LOCAL = "0.0.0.0", {"127.0.0.1", "localhost"}
 
 
 def main(params: Path, host: str, port: str, *, open: str) -> None:
     check_free(host, port)
-    store = Store(repository.main_repository(), load(params).track.experiment)  # created, or made to find moved files
+    store = open_store(params)  # created, or made to find moved files
     path = page.describe(store)
     if store.uri.startswith(SERVERS):
         raise InputError(f"the UI of this store is at {shown(store.uri)}/{path}")
-    here = socket.gethostname() if host == EVERY else host
-    print(f"MLflow UI: http://{here}:{port}/{path}", flush=True)
+    address = f"http://{socket.gethostname() if host == EVERY else host}:{port}/{path}"
+    print(f"MLflow UI: {address}", flush=True)
     if open and os.fork() == 0:
         for _ in range(600):  # at most two minutes
-            time.sleep(0.2 * (not answers(LOCAL[0] if host == EVERY else host, int(port))))
-        webbrowser.open(f"http://{here}:{port}/{path}")
+            with suppress(OSError), socket.create_connection((host, int(port))):
+                webbrowser.open(address)
+                break
+            time.sleep(0.2)
         os._exit(0)
     # The address is a variable, because everyone on the machine can read the arguments of a process.
     settings = {"MLFLOW_BACKEND_STORE_URI": store.uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -47,30 +50,18 @@ def check_free(host: str, port: str) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, int(port)))
-        except PermissionError as error:
-            raise InputError(f"PORT={port}: only root may use it; PORT=5001 make ui") from error
         except OSError as error:
-            wrong = f"HOST={host}: no address of this machine; make ui HOST={EVERY} takes all of them"
-            busy = f"another program uses port {port} (AirPlay uses 5000 on macOS); PORT=5001 make ui"
-            raise InputError(busy if answers(host, int(port)) else wrong) from error
-
-
-def answers(host: str, port: int) -> bool:
-    """Whether a program listens at this address."""
-    with socket.socket() as probe:
-        try:
-            return probe.connect_ex((host, port)) == 0
-        except OSError:  # a name that is no address
-            return False
+            ways = f"PORT=5001 make ui takes another port, and HOST={EVERY} make ui all addresses"
+            message = f"HOST={host} PORT={port}: {error.strerror} (AirPlay uses 5000 on macOS); {ways}"
+            raise InputError(message) from error
 
 
 def allowed(host: str, port: str) -> dict[str, str]:
     """The names of this machine to which MLflow's server answers: by default only those of the machine itself."""
-    names = {host}
+    names = {host, *LOCAL}
     if host == EVERY:
-        addresses = (item.address for items in psutil.net_if_addrs().values() for item in items)
-        names = {socket.gethostname(), socket.getfqdn(), *(address for address in addresses if "." in address)}
-    names |= set(LOCAL)
+        addresses = {item.address for items in psutil.net_if_addrs().values() for item in items}
+        names |= {socket.gethostname(), socket.getfqdn(), *(address for address in addresses if "." in address)}
     return {
         "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(sorted(f"{name}{end}" for name in names for end in ("", f":{port}"))),
         "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": ",".join(sorted(f"http://{name}:{port}" for name in names)),

@@ -1,23 +1,19 @@
 """`make which`: which MLflow run is this DVC experiment, and which experiment is this run?"""
 
-from vae.runtime import command, repository
+from vae.runtime import command
 
 from pathlib import Path
 
 from vae.errors import InputError
-from vae.params import load
-from vae.tracking.experiments import experiments, experiments_of
-from vae.tracking.store import Store, Tag, experiment_names
+from vae.tracking.experiments import experiment_names, experiments, experiments_of
+from vae.tracking.store import Tag, open_store
 
 
 def main(params: Path, result: Path, name: str) -> None:
-    if not (name := name.strip()):
-        raise InputError("nothing is named; `make which NAME=<experiment or run>`")
-    store = Store(repository.main_repository(), load(params).track.experiment)
-    known = experiments(Path(), result)
+    name, known, store = name.strip(), experiments(Path(), result), open_store(params)
     recorded = {item.run_id for item in known if item.name == name}
     like = name.replace(",", "%").replace("'", "_")  # a comma has a backslash in the tag, and a quote ends the text
-    ids = ", ".join(f"'{run_id}'" for run_id in {like, *recorded} if run_id)
+    ids = ", ".join(f"'{run_id}'" for run_id in {like, *recorded})
     conditions = f"attributes.run_name LIKE '{like}'", f"tags.`{Tag.EXPERIMENTS}` LIKE '%{like}%'"
     found = {
         run.info.run_id: run  # three searches, because to read all runs of a large store takes half a minute
@@ -27,9 +23,7 @@ def main(params: Path, result: Path, name: str) -> None:
     held = [run for run_id, run in found.items() if run_id in recorded]
     named = [run for run_id, run in found.items() if name in (run_id, run.info.run_name, *experiment_names(run))]
     if not (held or named):
-        raise InputError(
-            f"{name}: neither a DVC experiment with a run nor an MLflow run; `make doctor` looks for orphans"
-        )
+        raise InputError(f"{name or 'NAME='}: no DVC experiment with a run, and no MLflow run; see `make doctor`")
     for run in held or named:  # a name that was used twice is the run that the experiment holds now
         tags, here = run.data.tags, ", ".join(item.name for item in experiments_of(run, known, found.keys()))
         print(

@@ -66,7 +66,7 @@ class Failure(NamedTuple):
     away: bool  # the source just does not answer: there is nothing that the user can mend
 
     def __str__(self) -> str:
-        return f"{network.without_password(self.source)} ({network.without_password(self.reason)})"
+        return f"{network.shown(self.source)} ({network.shown(self.reason)})"
 
 
 # The errors of a source. Any other error is a bug of this program.
@@ -241,4 +241,4 @@ def download(name: str, folder: Path, environment: dict[str, str], pause: Pause 
         return ["an installed package"]
     candidates = sources(name, environment)
     write_files(folder, _contents(name, candidates, pause))
-    return [network.without_password(source) for source in candidates]
+    return [network.shown(source) for source in candidates]

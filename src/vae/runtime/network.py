@@ -27,9 +27,10 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = next((item for item in inside if isinstance(item, BaseException)), None)
 
 
-def without_password(url: str) -> str:
-    """A URL as it may be printed."""
-    return re.sub(r"//\S*@", "//", url)  # a password may have a slash or an at sign
+def shown(text: str) -> str:
+    """A text without the names and passwords of the addresses in it."""
+    text = re.sub(r"://\S*@", "://", text)  # a password may have a slash or an at sign
+    return re.sub(r"([?&;]\w*(?:pass|pwd|token|secret|key|odbc_connect)\w*=)[^&;\s]*", r"\1***", text, flags=re.I)
 
 
 def _proxy(url: str) -> str:

@@ -1,6 +1,7 @@
 """The address of the store: how it is read, how it is shown, and what an error of the store means."""
 
 from vae.runtime import command, network
+from vae.runtime.network import shown
 
 import os
 import re
@@ -14,10 +15,11 @@ from typing import Any
 
 import mlflow
 from filelock import Timeout
-from sqlalchemy import URL, Dialect, Engine, event, make_url
+from sqlalchemy import URL, Dialect, Engine, NullPool, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 
 from vae.errors import InputError
+from vae.tracking.places import ARTIFACTS
 
 SQLITE = "sqlite:///"
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -83,12 +85,6 @@ def sqlite_file(uri: str) -> Path | None:
     """The file of a SQLite database, or None for another store."""
     url = database(uri)
     return Path(url.database) if url and url.database and url.get_backend_name() == "sqlite" else None
-
-
-def shown(text: str) -> str:
-    """A text without the names and passwords of the addresses in it."""
-    text = re.sub(r"://\S*@", "://***@", text)
-    return re.sub(r"([?&;]\w*(?:pass|pwd|token|secret|key|odbc_connect)\w*=)[^&;\s]*", r"\1***", text, flags=re.I)
 
 
 def reason(error: BaseException) -> str:
@@ -180,6 +176,26 @@ def _cure(error: Exception, uri: str, variable: str) -> str:
         return "the server wants a user and a password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
     cure = next((cure for words, cure in DATABASE_CURES.items() if words in str(error)), f"check {variable}")
     return f"{network.fault(error, uri) or reason(error)}; {cure}"
+
+
+def reach(uri: str, root: Path) -> None:
+    """Connects to a database once, because MLflow tries ten times, for minutes.
+    Creates a new SQLite store under another name, so that a killed process does not leave half a schema."""
+    if uri.startswith(SERVERS):
+        return
+    file = sqlite_file(uri)
+    if file and not file.exists():
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial_file = file.with_name(f"{file.name}.partial")
+        partial_file.write_bytes(b"")
+        try:
+            SqlAlchemyStore(absolute(f"sqlite:///{partial_file}", root), (root / ARTIFACTS).as_uri())._dispose_engine()
+            os.replace(partial_file, file)
+        finally:
+            partial_file.unlink(missing_ok=True)
+    create_engine(uri, poolclass=NullPool).connect().close()
 
 
 @contextmanager

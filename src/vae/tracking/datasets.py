@@ -16,9 +16,8 @@ from vae.params import Data
 from vae.tracking.state import State
 
 TRAINING, VALIDATION, TEST = "training", "validation", "test"  # contexts of MLflow
-BUNDLED = (
-    "https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits"  # what scikit-learn bundles
-)
+# What scikit-learn bundles.
+BUNDLED = "https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits"
 PARTS, BYTE = ("train", "t10k"), np.dtype(np.uint8)
 IMAGES, LABELS = TensorSpec(BYTE, (-1, idx.SIDE, idx.SIDE), "images"), TensorSpec(BYTE, (-1,), "labels")
 SCHEMA = TensorDatasetSchema(Schema([IMAGES]), Schema([LABELS]))

@@ -13,10 +13,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
-import yaml
 
-from vae.errors import InputError
-from vae.params import NOT_IN_PIPELINE
+from vae.tracking.experiments import settings
 from vae.tracking.state import State
 from vae.tracking.store import CHAMPION_METRIC, Store, Tag
 from vae.tracking.worktree import git
@@ -52,19 +50,12 @@ def dvc_command() -> tuple[int, str]:
 
 def changed_params(params: Path) -> Changed:
     """The parameters of the stages that are not as in the commit from which the DVC experiment started."""
-    try:
-        before = _leaves(git("show", f"{os.environ.get('DVC_EXP_BASELINE_REV') or 'HEAD'}:./{params}"))
-    except InputError:
-        return {}  # the commit has no params.yaml
-    present = _leaves(params.read_bytes())
-    return {name: (before.get(name, "none"), value) for name, value in present.items() if before.get(name) != value}
-
-
-def _leaves(text: bytes) -> dict[str, str]:
-    """The parameters of the stages as text, from a params.yaml that may be of another version of this project."""
-    sections = yaml.load(text, Loader=yaml.BaseLoader)
-    used = [(name, keys) for name, keys in sections.items() if name not in NOT_IN_PIPELINE | {"track"}]
-    return {f"{name}.{key}": str(value).replace("'", "") for name, keys in used for key, value in keys.items()}
+    before = settings(os.environ.get("DVC_EXP_BASELINE_REV") or "HEAD", params)
+    return {
+        name: (before.get(name, "none"), value)
+        for name, value in settings("", params).items()
+        if before and not name.startswith("track.") and before.get(name) != value
+    }
 
 
 def run_name(state: State, changed: Changed) -> str:

@@ -2,6 +2,7 @@
 
 from vae.runtime import repository
 from vae.runtime.files import read_json, sha256
+from vae.runtime.network import shown
 
 import json
 import os
@@ -19,10 +20,11 @@ from safetensors import safe_open
 from vae.errors import InputError
 from vae.params import NOT_IN_PIPELINE, leaves, load
 from vae.tracking import datasets, page, registry, servable, sweep, worktree
-from vae.tracking.address import shown, store_errors
+from vae.tracking.address import store_errors
 from vae.tracking.changes import Changes, uncommitted_changes
+from vae.tracking.experiments import experiment_names
 from vae.tracking.state import State, dependencies, read_curves
-from vae.tracking.store import CHAMPION_METRIC, SOURCE, Store, Tag, experiment_names, store_lock
+from vae.tracking.store import CHAMPION_METRIC, SOURCE, Store, Tag, store_lock
 
 IMAGES = "validation_images"
 FINAL_STEP = 0  # of test metrics and pictures, because the UI compares runs at equal steps

@@ -42,9 +42,8 @@ def register(
     if not store.search_registered_models(f"name = '{name}'"):
         with made_by_another():
             store.create_registered_model(name)
-    same = [
-        item for item in versions_of(store, name, run_id, model_sha256) if item.source == uri or _loads(store, item)
-    ]
+    versions = versions_of(store, name, run_id, model_sha256)
+    same = [item for item in versions if item.source == uri or _loads(store, item)]
     new = same[0] if same else create_version(store, name, uri, run_id, scored, note)
     if lost := lost_champion(store, name):
         print(f"{name} version {lost.version}, the champion, cannot be loaded; {replace_champion(store, lost)}")
@@ -124,10 +123,8 @@ def create_version(
     model_id = uri.rpartition("/")[2]  # an MLflow server requires model_id; a database does not
     about = f"{servable.DESCRIPTION}\n{servable.CALL.format(uri=uri)}\n{note}"
     new = client.create_model_version(name, uri, run_id, tags, model_id=model_id, description=about)
-    link = json.dumps(
-        [{"name": name, "version": new.version}]
-    )  # as `mlflow.register_model` has it, for the Models page
-    client.set_logged_model_tags(model_id, {"mlflow.modelVersions": link})
+    link = json.dumps([{"name": name, "version": new.version}])
+    client.set_logged_model_tags(model_id, {"mlflow.modelVersions": link})  # for the Models page
     return new
 
 

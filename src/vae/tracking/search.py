@@ -3,7 +3,6 @@ The study is in a database, which workers on many machines may share. A worker r
 
 from vae.runtime import repository
 
-import json
 import os
 import re
 import signal
@@ -28,9 +27,9 @@ from vae import params
 from vae.errors import InputError
 from vae.tracking import sweep
 from vae.tracking.address import absolute, sqlite_file, store_errors
-from vae.tracking.experiments import revision
+from vae.tracking.experiments import content, revision, with_values
 from vae.tracking.store import CHAMPION_METRIC, Store, Tag, store_lock
-from vae.tracking.worktree import execute, git
+from vae.tracking.worktree import execute
 
 ADDRESS = "VAE_STUDY"  # the variable with the address of the database
 BEAT_SECONDS = 10  # between two signs of life of a worker
@@ -65,21 +64,18 @@ def load(path: Path, config: params.Params) -> tuple[Search, dict[str, BaseDistr
     for key, values in search.space.items():
         if not key.startswith(("model.", "train.")):
             raise InputError(f"{path}: space: {key}: only model.* and train.* make another model on the same images")
-        is_whole = isinstance(leaves.get(key), int)
-        kind: Any = IntDistribution if is_whole else FloatDistribution
-        number = int if is_whole else float
+        number: type[int] | type[float] = int if isinstance(leaves.get(key), int) else float
         try:
-            typed = values if isinstance(values, list) else {name: number(value) for name, value in values.items()}
-            space[key] = CategoricalDistribution(typed) if isinstance(typed, list) else kind(**typed)
+            if isinstance(values, list):
+                space[key], ends = CategoricalDistribution(values), values
+            else:
+                numbers: dict[str, Any] = {name: number(value) for name, value in values.items()}
+                space[key] = IntDistribution(**numbers) if number is int else FloatDistribution(**numbers)
+                ends = [str(numbers["low"]), str(numbers["high"])]
         except (TypeError, ValueError) as error:
             raise InputError(f"{path}: space: {key}: {' '.join(str(error).split())}") from error
-        for value in typed if isinstance(typed, list) else (typed["low"], typed["high"]):
-            tree: dict[str, list[str]] = {}
-            for name, leaf in (
-                {name: json.dumps(leaf) for name, leaf in leaves.items()} | search.set | {key: value}
-            ).items():
-                tree.setdefault(name.partition(".")[0], []).append(f"{name.partition('.')[2]}: {leaf}")
-            params.parse("\n".join(f"{name}: {{{', '.join(lines)}}}" for name, lines in tree.items()), path)
+        for value in ends:
+            with_values(config.model_dump_json(), search.set | {key: value}, path)
     return search, space
 
 
@@ -193,8 +189,7 @@ class Worker:
         if found := revision(self.root, name):
             if self.remote:
                 execute(["dvc", "exp", "push", *self.remote_options, self.remote, name], self.root)
-            result = json.loads(git("show", f"{found}:./{self.result}", folder=self.root))
-            return TrialState.COMPLETE, float(result[CHAMPION_METRIC])
+            return TrialState.COMPLETE, float(content(found, self.result, self.root)[CHAMPION_METRIC])
         with store_errors(self.store.uri):
             for run in self.store.find({"mlflow.runName": name}) if behind else []:
                 self.store.set_tags(run.info.run_id, {Tag.PRUNED: behind})

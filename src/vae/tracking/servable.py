@@ -77,14 +77,10 @@ class Servable:
         """Fills the folder of the model. `Model.log` calls this."""
         options.pop("validate_serving_input")  # an option that `Model.log` passes on
         pyfunc.save_model(path, mlflow_model=mlflow_model, **options)
-        info = {
-            "artifact_path": "input_example.json",
-            "type": "json_object",
-            "serving_input_path": "serving_input.json",
-        }
+        files = {"artifact_path": "input_example.json", "serving_input_path": "serving_input.json"}
         for name, content in (("artifact_path", example), ("serving_input_path", {"inputs": example})):
-            (Path(path) / info[name]).write_text(json.dumps(content))
-        mlflow_model.saved_input_example_info = info
+            (Path(path) / files[name]).write_text(json.dumps(content))
+        mlflow_model.saved_input_example_info = files | {"type": "json_object"}
         mlflow_model.save(str(Path(path) / "MLmodel"))
 
 

@@ -13,11 +13,10 @@ keeps it, and `track` deletes a run that a training opened on the way to that st
 
 from vae.runtime import checkpoint
 from vae.runtime.files import sha256
-from vae.runtime.repository import state_folder
+from vae.runtime.network import shown
+from vae.runtime.repository import main_repository, state_folder
 
 import json
-import os
-import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -29,17 +28,16 @@ from typing import Any
 from filelock import FileLock
 from mlflow import MlflowClient, MlflowException
 from mlflow.entities import Experiment, FileInfo, LoggedModelStatus, Metric, Param, Run, RunTag
-from sqlalchemy import NullPool, create_engine
 
 from vae.errors import InputError
+from vae.params import load
 from vae.tracking.address import (
     SERVERS,
-    absolute,
     bounded,
     drop_foreign_settings,
     made_by_another,
+    reach,
     registry_uri,
-    shown,
     sqlite_file,
     store_errors,
     store_uri,
@@ -49,8 +47,6 @@ from vae.tracking.places import ARTIFACTS, local_path, settle
 INPUTS = ("params.yaml", "dvc.yaml", "dvc.lock", "working-tree.diff")  # what a reproduction needs of a run
 MODEL_PARTS = ("MLmodel", "code/", "artifacts/")  # of a logged model: its description, code and weights
 LOCK_SECONDS = 1800  # a store behind a slow line takes minutes for one run, and runs are written one by one
-PARAMS_AT_ONCE = 100  # MLflow's limit for one request
-METRICS_AT_ONCE = 1000
 CHAMPION_METRIC = "val_neg_elbo_nats"  # every epoch has it, and models are chosen by it
 SOURCE = "dvc.yaml"  # shown by the UI as the source of a run
 
@@ -97,31 +93,11 @@ class Store(MlflowClient):
         drop_foreign_settings(experiment)
         with store_errors(self.uri), store_lock(root):
             for uri in filter(None, (self.uri, registry)):
-                self._reach(uri)
+                reach(uri, self.root)
             super().__init__(self.uri, registry)
             if file := sqlite_file(self.uri):
                 settle(file, self.root)
             self.experiment = self._experiment(experiment)
-
-    def _reach(self, uri: str) -> None:
-        """Connects to a database once, because MLflow tries ten times, for minutes.
-        Creates a new SQLite store under another name, so that a killed process does not leave half a schema."""
-        if uri.startswith(SERVERS):
-            return
-        file = sqlite_file(uri)
-        if file and not file.exists():
-            from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-            file.parent.mkdir(parents=True, exist_ok=True)
-            partial_file = file.with_name(f"{file.name}.partial")
-            partial_file.write_bytes(b"")
-            unfinished = absolute(f"sqlite:///{partial_file}", self.root)
-            try:
-                SqlAlchemyStore(unfinished, (self.root / ARTIFACTS).as_uri())._dispose_engine()
-                os.replace(partial_file, file)
-            finally:
-                partial_file.unlink(missing_ok=True)
-        create_engine(uri, poolclass=NullPool).connect().close()
 
     def _experiment(self, name: str) -> Experiment:
         if self.uri.startswith("databricks") and not name.startswith("/"):
@@ -142,33 +118,28 @@ class Store(MlflowClient):
         """The runs with these tags, newest first. Runs that only group others must be asked for by a tag."""
         conditions = " and ".join(f"tags.`{name}` = '{value}'" for name, value in (tags or {}).items())
         conditions = conditions or f"tags.`{Tag.GROUP}` IS NULL"
-        found: list[Run] = []
-        token: str | None = None
-        while True:
-            page = self.search_runs([self.experiment.experiment_id], conditions, page_token=token)
+        search = partial(self.search_runs, [self.experiment.experiment_id], conditions)
+        page = search(page_token=None)
+        found = list(page)
+        while page.token:
+            page = search(page_token=page.token)
             found += page
-            if not (token := page.token):
-                return found
+        return found
 
-    def unfinished(self, training: str) -> list[Run]:
-        """The runs of a training that are open, or that ended before their time."""
-        return [run for run in self.find({Tag.TRAINING: training}) if run.info.status != "FINISHED"]
-
-    def unfinished_of(self, model_sha256: str) -> list[Run]:
-        """The unfinished runs of the training that made this model, even if its observer died."""
-        training = checkpoint.training_of(self.root, model_sha256)
-        return self.unfinished(training) if training else []
+    def unfinished(self, training: str | None) -> list[Run]:
+        """The runs of a training that are open, or that ended before their time, even if its observer died."""
+        return [run for run in self.find({Tag.TRAINING: training or ""}) if run.info.status != "FINISHED"]
 
     def to_complete(self, model_sha256: str, key: str) -> Run | None:
         """The unfinished run in which to record a state: one left by an interrupted `track`, or else its training's.
         An interrupted record of another state of the same model stays as it is."""
-        runs = self.find({Tag.PENDING: key}) + self.unfinished_of(model_sha256)
+        runs = self.find({Tag.PENDING: key}) + self.unfinished(checkpoint.training_of(self.root, model_sha256))
         open_runs = [run for run in runs if run.info.status != "FINISHED"]
         return next((run for run in open_runs if run.data.tags.get(Tag.PENDING, key) == key), None)
 
     def discard_live(self, model_sha256: str) -> None:
         """Deletes the open runs of the training that made this model, whose state already has its run."""
-        for run in self.unfinished_of(model_sha256):
+        for run in self.unfinished(checkpoint.training_of(self.root, model_sha256)):
             if run.info.status == "RUNNING":
                 self.delete_run(run.info.run_id)
 
@@ -180,13 +151,10 @@ class Store(MlflowClient):
         try:
             tags = self.get_run(run_id).data.tags
         except MlflowException as error:
-            raise InputError(
-                f"{run_id}: no such run in {shown(self.uri)}; `make ui` shows the runs and their ids"
-            ) from error
-        if missing := [name for name in needed if name not in tags]:
-            raise InputError(
-                f"run {run_id} has no {', '.join(missing)}: it was never completed, or not made from a commit"
-            )
+            where = shown(self.uri)
+            raise InputError(f"{run_id}: no such run in {where}; `make ui` shows the runs and their ids") from error
+        if missing := ", ".join(name for name in needed if name not in tags):
+            raise InputError(f"run {run_id} has no {missing}: it was never completed, or not made from a commit")
         return tags
 
     def training_seconds(self, run_id: str) -> float:
@@ -207,23 +175,19 @@ class Store(MlflowClient):
         """The files that the record of a whole run must have, but that it lacks, and on this machine those with other
         content. They were deleted or damaged behind MLflow's back."""
         there = _sizes(partial(self.list_artifacts, run.info.run_id))
-        if not there.get("hashes.json"):
-            return ["hashes.json"]
         try:
-            hashes = json.loads(self.recorded(run.info.run_id, "hashes.json")[0])
+            hashes = json.loads(self.recorded(run.info.run_id, "hashes.json")[0] if there.get("hashes.json") else "")
         except ValueError:
             return ["hashes.json"]
-        folder = local_path(run.info.artifact_uri)
-        lost = [name for name in (*INPUTS, *hashes) if name not in there]
-        lost += [name for name in hashes if there.get(name) == 0]
-        if folder:
-            lost += [name for name in hashes.keys() - lost if sha256(folder / name) != hashes[name]]
-        return sorted({*lost, *([] if self.model_of(run) else ["the model to serve"])})
+        lost = {name for name in INPUTS if name not in there} | {name for name in hashes if not there.get(name)}
+        if folder := local_path(run.info.artifact_uri):
+            lost |= {name for name in hashes.keys() - lost if sha256(folder / name) != hashes[name]}
+        return sorted(lost if self.model_of(run) else lost | {"the model to serve"})
 
     def model_of(self, run: Run) -> str | None:
         """The address of the last model of a run that can be loaded, or None."""
-        models = run.outputs.model_outputs if run.outputs else []
-        return next((uri for item in reversed(models) if self.loads(uri := f"models:/{item.model_id}")), None)
+        models = [f"models:/{item.model_id}" for item in (run.outputs.model_outputs if run.outputs else [])]
+        return next(filter(self.loads, reversed(models)), None)
 
     def loads(self, uri: str) -> bool:
         """Whether the files of a logged model are there: its description, and the code and the weights of a model of
@@ -236,10 +200,8 @@ class Store(MlflowClient):
         parts = [[name for name in there if name.startswith(part) and there[name]] for part in MODEL_PARTS]
         if run is None or Tag.MODEL not in run.data.tags:  # a model that was made in another way
             return bool(parts[0])
-        folder = local_path(model.artifact_location)
-        return all(parts) and (
-            folder is None or run.data.tags[Tag.MODEL] in [sha256(folder / name) for name in parts[-1]]
-        )
+        folder, digest = local_path(model.artifact_location), run.data.tags[Tag.MODEL]
+        return all(parts) and (folder is None or digest in [sha256(folder / name) for name in parts[-1]])
 
     def recorded(self, run_id: str, *paths: str) -> list[str]:
         """The text of a run's artifacts."""
@@ -247,17 +209,14 @@ class Store(MlflowClient):
             return [Path(self.download_artifacts(run_id, path, folder)).read_text() for path in paths]
 
     def log_params(self, run_id: str, values: dict[str, Any]) -> None:
-        """Logs parameters, in as many requests as MLflow's limit demands."""
-        items = [Param(name, str(value)) for name, value in values.items()]
-        for start in range(0, len(items), PARAMS_AT_ONCE):
-            self.log_batch(run_id, params=items[start : start + PARAMS_AT_ONCE])
+        """Logs parameters."""
+        self.log_batch(run_id, params=[Param(name, str(value)) for name, value in values.items()])
 
     def log_metrics(self, run_id: str, rows: list[tuple[int, dict[str, float]]]) -> None:
         """Logs (step, values) rows, and leaves out values that are NaN."""
         now = int(time.time() * 1000)
         items = [Metric(name, value, now, step) for step, row in rows for name, value in row.items() if value == value]
-        for start in range(0, len(items), METRICS_AT_ONCE):
-            self.log_batch(run_id, metrics=items[start : start + METRICS_AT_ONCE])
+        self.log_batch(run_id, metrics=items)
 
     def epochs(self, run_id: str) -> set[int]:
         """The epochs that are in the curves of a run."""
@@ -268,18 +227,9 @@ class Store(MlflowClient):
         self.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
 
 
-def experiment_names(run: Run) -> set[str]:
-    """The names of the DVC experiments that reached the state of this run. The tag has a backslash, which git allows in
-    no name, before each comma of a name."""
-    parts = re.split(r"(?<!\\),", run.data.tags.get(Tag.EXPERIMENTS, ""))
-    return {name.replace("\\,", ",") for name in parts if name}
-
-
-def commits(run: Run) -> set[str]:
-    """The commits whose state this run is known to be."""
-    tags = run.data.tags
-    clean = {tags[Tag.COMMIT]} if tags.get(Tag.DIRTY) == "false" else set()
-    return clean | {name for name in tags.get(Tag.COMMITS, "").split(",") if name}
+def open_store(params: Path) -> Store:
+    """The store of the main repository, with the experiment that params.yaml names."""
+    return Store(main_repository(), load(params).track.experiment)
 
 
 def _sizes(listed: Callable[[str | None], list[FileInfo]], folder: str | None = None) -> dict[str, int]:

@@ -8,20 +8,18 @@ from vae.tracking.experiments import Experiment
 from vae.tracking.worktree import execute, git, worktree
 
 
-def record_again(root: Path, experiment: Experiment, result: Path) -> str:
-    """Records the state of an experiment, as if it had just ended, and returns the id of its run.
+def record_again(root: Path, state: Experiment | str, result: Path) -> str:
+    """Records the state of an experiment, as if it had just ended, or of a commit, and returns the id of its run.
     Raises InputError like `track`."""
-    with worktree(root, f"record-{experiment.name}", experiment.baseline, keep=False) as folder:
-        git("checkout", experiment.revision, "--", ".", folder=folder)
+    environment = {"DVC_ROOT": str(root)}
+    if isinstance(state, str):
+        with worktree(root, f"record-{state}", state, keep=False) as folder:
+            return track(folder, result, f"commit {state[:7]}", "dvc fetch --all-commits", environment)
+    environment |= {"DVC_EXP_NAME": state.name, "DVC_EXP_BASELINE_REV": state.baseline}
+    with worktree(root, f"record-{state.name}", state.baseline, keep=False) as folder:
+        git("checkout", state.revision, "--", ".", folder=folder)
         git("reset", "--quiet", "--intent-to-add", folder=folder)  # its changes are uncommitted again, its files known
-        names = {"DVC_EXP_NAME": experiment.name, "DVC_EXP_BASELINE_REV": experiment.baseline, "DVC_ROOT": str(root)}
-        return track(folder, result, f"experiment {experiment.name}", f"dvc exp pull <remote> {experiment.name}", names)
-
-
-def record_commit(root: Path, commit: str, result: Path) -> str:
-    """Records the state of a commit, and returns the id of its run. Raises InputError like `track`."""
-    with worktree(root, f"record-{commit}", commit, keep=False) as folder:
-        return track(folder, result, f"commit {commit[:7]}", "dvc fetch --all-commits", {"DVC_ROOT": str(root)})
+        return track(folder, result, f"experiment {state.name}", f"dvc exp pull <remote> {state.name}", environment)
 
 
 def track(folder: Path, result: Path, what: str, fetch: str, environment: dict[str, str] | None = None) -> str:

@@ -1,5 +1,6 @@
 """Git and DVC as commands, and separate work trees of a commit."""
 
+from vae.runtime.network import shown
 from vae.runtime.repository import main_work_tree
 
 import os
@@ -13,7 +14,6 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from vae.errors import InputError
-from vae.tracking.address import shown
 
 # Settings of git that a user may have, and that would change files, differences or hashes here.
 SETTINGS = {
@@ -41,9 +41,8 @@ def execute(command: list[str], folder: Path = Path(), environment: dict[str, st
             command, cwd=folder, capture_output=True, env=inherited | (environment or {}), stdin=subprocess.DEVNULL
         )
     except (FileNotFoundError, PermissionError) as error:
-        raise InputError(
-            f"`{command[0]}` cannot be started: {error.strerror}; install it, or put it on PATH"
-        ) from error
+        message = f"`{command[0]}` cannot be started: {error.strerror}; install it, or put it on PATH"
+        raise InputError(message) from error
     if done.returncode:
         written = (done.stderr.strip() or done.stdout.strip()).decode(errors="replace")
         first = re.search(r"^(error|fatal): .*", written, flags=re.M | re.S | re.I)
@@ -73,11 +72,6 @@ def head() -> str:
 def setting(name: str) -> str:
     """The value of a setting of git, empty if it is not set."""
     return git("config", "--default", "", "--get", name).decode().strip()
-
-
-def unmerged() -> list[str]:
-    """The files with conflicts of an unfinished merge."""
-    return sorted(names("diff", "--name-only", "--relative", "--diff-filter=U", "-z"))
 
 
 def place(root: Path, name: str) -> Path:
