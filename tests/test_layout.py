@@ -27,22 +27,12 @@ RULES = {
     "serving": (CORE | {"serving"}, {"torch", "mlflow", "numpy", "PIL", "pydantic"}),
     "tracking": (
         {"params", "errors", "idx", "runtime", "evaluation.plots", "tracking"},
-        {
-            "mlflow",
-            "dvc",
-            "filelock",
-            "numpy",
-            "optuna",
-            "PIL",
-            "psutil",
-            "pydantic",
-            "safetensors",
-            "sqlalchemy",
-            "yaml",
-        },
+        {"mlflow", "dvc", "filelock", "matplotlib", "numpy", "optuna", "PIL", "psutil", "pydantic", "safetensors"}
+        | {"sqlalchemy", "yaml"},
     ),
 }
 RULES["runtime"][1].update({"tqdm", "urllib3"})
+RULES["tracking"][1].update({"matplotlib", "optuna", "pydantic"})
 
 
 def listed(*arguments: str) -> list[Path]:

@@ -90,6 +90,7 @@ def test_seeds_of_a_model_are_one_line_with_mean_and_deviation(store, reached):
         f"group/best_{CHAMPION_METRIC}": 102,
         f"group/{CHAMPION_METRIC}_deviation": pytest.approx(2**0.5),
     }
+    assert {item.path for item in store.list_artifacts(parent.info.run_id)} >= {"parallel_coordinate.png"}
     assert {store.get_run(run_id).data.tags[sweep.CHILD] for run_id in runs} == {parent.info.run_id}
     assert {run.info.run_id for run in store.find()} == set(runs)  # the parent is no state
 

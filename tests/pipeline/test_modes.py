@@ -98,6 +98,7 @@ def test_workspace_temp_and_queued_experiments_come_to_the_same(project):
     parent, children = project.group(f"queue-{baseline[:7]}")  # one, although two workers recorded at the same time
     assert children == queued_ids
     assert parent.data.tags["mlflow.note.content"].startswith("2 runs are complete, 0 were pruned")
+    assert "parallel_coordinate.png" in {item.path for item in project.client.list_artifacts(parent.info.run_id)}
     recorded = json.loads(project.text(same[0].info.run_id, "hashes.json"))
     assert {name: recorded[name] for name in BITWISE} == workspace
     project.dvc("exp", "apply", "temp-one")

@@ -56,6 +56,8 @@ def test_a_killed_search_goes_on_and_its_best_trial_comes_back(project):
     parent, children = project.group("tried")
     assert children == {run.info.run_id for run in made.values()}
     assert "2 runs are complete, 1 were pruned" in parent.data.tags["mlflow.note.content"]
+    pictures = {item.path for item in project.client.list_artifacts(parent.info.run_id)}
+    assert {"parallel_coordinate.png", "optimization_history.png"} <= pictures
 
     again = project.run(*COMMAND, "", PYTHONPATH="src").stdout  # everything is done
     assert "dvc exp apply" in again

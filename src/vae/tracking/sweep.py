@@ -4,9 +4,11 @@ from vae.runtime.repository import COPIES
 
 import os
 import re
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 from mlflow.entities import Run
 
@@ -58,7 +60,7 @@ def join(store: Store, run_id: str) -> str:
 
 
 def summarize(store: Store, above: Run) -> None:
-    """Writes the table and the figures of a group to its parent run, `above`.
+    """Writes the table, the figures and the pictures of a group to its parent run, `above`.
     Models that differ only in their seed are one line: the mean and the deviation of their figures."""
     run_id, name = above.info.run_id, above.data.tags[Tag.GROUP]
     condition, order = f"tags.`{Tag.GROUPS}` LIKE '%{name}%'", [f"metrics.{CHAMPION_METRIC} ASC"]
@@ -73,8 +75,9 @@ def summarize(store: Store, above: Run) -> None:
     ranked = sorted(models.items(), key=lambda item: mean(item[1]))
     rows = [[*swept, "seeds", CHAMPION_METRIC, "deviation"], ["---"] * (len(swept) + 3)]
     for model, seen in ranked:
-        spread = f"{stdev(seen):.2f}" if len(seen) > 1 else ""
-        rows.append([*map(short, model), str(len(seen)), f"{mean(seen):.2f}", spread])
+        rows.append(
+            [*map(short, model), str(len(seen)), f"{mean(seen):.2f}", f"{stdev(seen):.2f}" if len(seen) > 1 else ""]
+        )
     pruned = sum(Tag.PRUNED in run.data.tags for run in children)
     counts = f"{len(whole)} runs are complete, {pruned} were pruned{', of the best' * (len(found) == COUNTED)}"
     note = "\n".join([counts, "", *(f"| {' | '.join(row)} |" for row in rows)])
@@ -83,7 +86,40 @@ def summarize(store: Store, above: Run) -> None:
         best = ranked[0][1]
         deviation = {f"group/{CHAMPION_METRIC}_deviation": stdev(best)} if len(best) > 1 else {}
         store.log_metrics(run_id, [(len(whole), {f"group/best_{CHAMPION_METRIC}": mean(best)} | deviation)])
+    if swept:
+        draw(store, run_id, swept, sorted(whole, key=lambda run: run.info.start_time))
     store.set_terminated(run_id)  # with the present time
+
+
+def draw(store: Store, run_id: str, keys: list[str], runs: list[Run]) -> None:
+    """Writes pictures to a run: which parameters the other runs have, which of them matter, and the best so far."""
+    import matplotlib
+    import optuna  # imported here, because few runs are in a group
+
+    matplotlib.use("Agg")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler())
+    columns, kinds = dict[str, list[Any]](), dict[str, optuna.distributions.BaseDistribution]()
+    for key in keys:
+        columns[key] = [run.data.params.get(key, "") for run in runs]
+        kinds[key] = optuna.distributions.CategoricalDistribution([*dict.fromkeys(columns[key])])
+        with suppress(ValueError):  # it is no number
+            columns[key] = [float(text) for text in columns[key]]
+            low, high = min(columns[key]), max(columns[key])
+            kinds[key] = optuna.distributions.FloatDistribution(low, high, log=0 < low < high / 10)
+    for run, *values in zip(runs, *columns.values(), strict=True):
+        here, figure = dict(zip(keys, values, strict=True)), run.data.metrics[CHAMPION_METRIC]
+        study.add_trial(optuna.create_trial(params=here, distributions=kinds, value=figure))
+    with warnings.catch_warnings(), suppress(ValueError, RuntimeError):  # too few runs, or all of the same figure
+        warnings.simplefilter("ignore")  # optuna calls its pictures experimental
+        from matplotlib import pyplot
+        from optuna.visualization import matplotlib as pictures
+
+        for kind in ("parallel_coordinate", "optimization_history", "param_importances"):
+            axes = getattr(pictures, f"plot_{kind}")(study, target_name=CHAMPION_METRIC)
+            axes.figure.set_size_inches(10, 5)
+            store.log_figure(run_id, axes.figure, f"{kind}.png", save_kwargs={"bbox_inches": "tight"})
+            pyplot.close(axes.figure)
 
 
 def short(text: str) -> str:
