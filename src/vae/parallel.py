@@ -4,13 +4,13 @@ A process without torchrun is alone, and nothing here changes what it computes."
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from vae.errors import InputError
 
@@ -69,13 +69,8 @@ def total(value: Tensor) -> Tensor:
     return value
 
 
-def together(module: nn.Module) -> nn.Module:
-    """The module, whose gradients become the mean over all processes in each backward pass."""
-    if count() == 1:
-        return module
-    return nn.parallel.DistributedDataParallel(module, find_unused_parameters=True)  # the prior may be trained alone
-
-
-def collecting(module: nn.Module, last: bool) -> AbstractContextManager[None]:
-    """The context of one of several passes whose gradients are added: only after the last do the processes meet."""
-    return nullcontext() if last or count() == 1 else module.no_sync()  # type: ignore[operator]
+def add_up(tensors: list[Tensor]) -> None:
+    """Replaces tensors by their sums over all processes, in one message."""
+    if count() > 1:
+        sums = total(torch.cat([tensor.flatten() for tensor in tensors])).split([tensor.numel() for tensor in tensors])
+        torch._foreach_copy_(tensors, [sum_.view_as(tensor) for sum_, tensor in zip(sums, tensors, strict=True)])

@@ -80,27 +80,6 @@ def start_at_mean(model: VAE, train: Tensor) -> None:
     model.decode.bias.copy_(torch.logit(mean, eps=1e-3))  # eps, because some pixels are always black
 
 
-class Loss(nn.Module):
-    """The loss of a step. It is a module, because torch follows the calls of a module to sum its gradients."""
-
-    def __init__(self, model: VAE) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor, noise: Tensor, now: Step) -> tuple[Tensor, list[Tensor]]:
-        """The loss of each image, then its rate and distortion, or its rate alone if the prior is trained alone.
-        Shapes: x (B, P), noise (B, K, D) -> (B,), (B,) each."""
-        if now.prior_alone:
-            loss = objective.prior_rate(self.model, x, now.samples, noise)
-            return loss, [loss.detach()]
-        if now.samples > 1:
-            loss, *terms = objective.importance_weighted_loss(self.model, x, now.samples, now.beta, noise)
-        else:
-            terms = list(objective.elbo_terms(self.model, x, noise[:, 0]))
-            loss = now.beta * terms[0] + terms[1]
-        return loss, [term.detach() for term in terms]
-
-
 class Fit:
     """The state of a training, all of which a checkpoint holds."""
 
@@ -112,7 +91,6 @@ class Fit:
         self.device = next(model.parameters()).device
         self.precision = device.precision(config.precision, self.device)
         self.streams = {name: streams.stream(config.seed, name, self.device) for name in STREAMS}
-        self.loss = parallel.together(Loss(model))
         self.epoch = 0
         self.distortion = math.nan  # of the last epoch that trained the networks
         self.after_step: Callable[[int, int], None] = lambda _step, _steps: None  # called with the step of the epoch
@@ -139,21 +117,34 @@ class Fit:
         for name, generator in self.streams.items():
             generator.set_state(state["streams"][name].cpu())
 
+    def _loss(self, x: Tensor, noise: Tensor, now: Step) -> tuple[Tensor, list[Tensor]]:
+        """The loss of each image, then its rate and distortion, or its rate alone if the prior is trained alone.
+        Shapes: x (B, P), noise (B, K, D) -> (B,), (B,) each."""
+        if now.prior_alone:
+            loss = objective.prior_rate(self.model, x, now.samples, noise)
+            return loss, [loss.detach()]
+        if now.samples > 1:
+            loss, *terms = objective.importance_weighted_loss(self.model, x, now.samples, now.beta, noise)
+        else:
+            terms = list(objective.elbo_terms(self.model, x, noise[:, 0]))
+            loss = now.beta * terms[0] + terms[1]
+        return loss, [term.detach() for term in terms]
+
     def _gradients(self, x: Tensor, now: Step) -> Tensor:
         """Computes the gradients on a batch (B, P), or the gradients of the prior alone if the networks are frozen.
-        They are summed over parts of the batch, so that memory does not grow with K.
+        They are summed over parts of the batch, so that memory does not grow with K, and over all processes.
         Returns the share of this process in the batch's mean rate and distortion, or in its mean rate alone.
         On the device. (2,) or (1,)."""
         at_once = len(x) if now.prior_alone else max(1, DECODED_AT_ONCE // now.samples)
         draw = partial(torch.randn, generator=self.streams["posterior"], device=x.device)
         noise = torch.cat([draw(len(part), now.samples, self.model.config.latent_dim) for part in x.split(at_once)])
         total = torch.zeros(1 if now.prior_alone else 2, device=x.device)
-        parts = list(zip(*(parallel.share(rows).split(at_once) for rows in (x, noise)), strict=True))
-        for done, part in enumerate(parts, start=1):
-            with device.autocast(self.device, self.precision), parallel.collecting(self.loss, done == len(parts)):
-                loss, terms = self.loss(*part, now)
-            (loss.sum() / (len(x) / parallel.count())).backward()  # processes take the mean of their gradients
+        for part in zip(*(parallel.share(rows).split(at_once) for rows in (x, noise)), strict=True):
+            with device.autocast(self.device, self.precision):
+                loss, terms = self._loss(*part, now)
+            (loss.sum() / len(x)).backward()
             total += torch.stack([term.sum() for term in terms])
+        parallel.add_up([p.grad for p in self.model.parameters() if p.grad is not None])
         return total / len(x)
 
     def _pass(self, train: Tensor, binarization: str) -> tuple[Tensor, float]:
