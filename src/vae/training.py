@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from typing import Any
 
@@ -91,9 +91,14 @@ class Fit:
         self.device = next(model.parameters()).device
         self.precision = device.precision(config.precision, self.device)
         self.streams = {name: streams.stream(config.seed, name, self.device) for name in STREAMS}
-        self.epoch = 0
+        self.records: list[Record] = []
         self.distortion = math.nan  # of the last epoch that trained the networks
         self.after_step: Callable[[int, int], None] = lambda _step, _steps: None  # called with the step of the epoch
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs have ended."""
+        return len(self.records)
 
     @property
     def optimizers(self) -> list[Optimizer]:
@@ -101,7 +106,7 @@ class Fit:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "epoch": self.epoch,
+            "records": [astuple(record) for record in self.records],
             "distortion": self.distortion,
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -109,7 +114,7 @@ class Fit:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.epoch = state["epoch"]
+        self.records = [Record(*row) for row in state["records"]]
         self.distortion = state["distortion"]
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -139,9 +144,10 @@ class Fit:
         draw = partial(torch.randn, generator=self.streams["posterior"], device=x.device)
         noise = torch.cat([draw(len(part), now.samples, self.model.config.latent_dim) for part in x.split(at_once)])
         total = torch.zeros(1 if now.prior_alone else 2, device=x.device)
-        for part in zip(*(parallel.share(rows).split(at_once) for rows in (x, noise)), strict=True):
+        parts = (parallel.share(tensor).split(at_once) for tensor in (x, noise))
+        for rows, eps in zip(*parts, strict=True):
             with device.autocast(self.device, self.precision):
-                loss, terms = self._loss(*part, now)
+                loss, terms = self._loss(rows, eps, now)
             (loss.sum() / len(x)).backward()
             total += torch.stack([term.sum() for term in terms])
         parallel.add_up([p.grad for p in self.model.parameters() if p.grad is not None])
@@ -179,12 +185,13 @@ class Fit:
         self.model.eval()
         rate, *distortion = means.tolist()
         (self.distortion,) = distortion or [self.distortion]
-        self.epoch += 1
         with device.autocast(self.device, self.precision):
             val = validate(self.model, validation, binarization)
         lr = factor * self.network_optimizers[-1].learning_rate  # Muon's, if there is one
         values = (rate + self.distortion, val, rate, self.distortion, lr)
-        return Record(self.epoch, *(float(f"{value:.6g}") for value in values))  # equal in the file and in MLflow
+        rounded = (float(f"{value:.6g}") for value in values)  # equal in the file and in MLflow
+        self.records.append(Record(self.epoch + 1, *rounded))
+        return self.records[-1]
 
 
 def start(params: Params, train: Tensor) -> Fit:

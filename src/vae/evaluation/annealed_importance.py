@@ -102,12 +102,10 @@ def schedule(temperatures: int) -> list[float]:
     return torch.linspace(0, 1, temperatures, dtype=torch.float64).tolist()
 
 
-def bound(
-    model: VAE, x: Tensor, config: Annealing, generator: torch.Generator, exact: Tensor | None = None
-) -> Tensor:
+def bound(model: VAE, x: Tensor, config: Annealing, generator: torch.Generator, exact: Tensor | None = None) -> Tensor:
     """A bound on -log p(x) for each image, in expectation over its chains, with a progress bar.
-    Chains from samples of q(z|x) give an upper bound. Chains back from `exact`, one sample of p(z|x) for each image, give
-    a lower bound. Shapes: x (N, P), exact (N, D) -> (N,)."""
+    Chains from samples of q(z|x) give an upper bound. Chains back from `exact`, one sample of p(z|x) for each image,
+    give a lower bound. Shapes: x (N, P), exact (N, D) -> (N,)."""
     size, shape = max(1, CHUNK // config.chains), (-1, config.chains, -1)
     steps = schedule(config.temperatures)[:: 1 if exact is None else -1]
     parts = []
