@@ -122,7 +122,7 @@ class Fit:
         for name, generator in self.streams.items():
             generator.set_state(state["streams"][name].cpu())
 
-    def _loss(self, x: Tensor, noise: Tensor, now: Step) -> tuple[Tensor, list[Tensor]]:
+    def loss(self, x: Tensor, noise: Tensor, now: Step) -> tuple[Tensor, list[Tensor]]:
         """The loss of each image, then its rate and distortion, or its rate alone if the prior is trained alone.
         Shapes: x (B, P), noise (B, K, D) -> (B,), (B,) each."""
         if now.prior_alone:
@@ -147,7 +147,7 @@ class Fit:
         parts = (parallel.share(tensor).split(at_once) for tensor in (x, noise))
         for rows, eps in zip(*parts, strict=True):
             with device.autocast(self.device, self.precision):
-                loss, terms = self._loss(rows, eps, now)
+                loss, terms = self.loss(rows, eps, now)
             (loss.sum() / len(x)).backward()
             total += torch.stack([term.sum() for term in terms])
         parallel.add_up([p.grad for p in self.model.parameters() if p.grad is not None])

@@ -19,8 +19,6 @@ ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, section 5.2
 ERRORS = 3  # standard errors: a figure that is further on the wrong side of its limit is no accident
 ROUNDING_NATS = 1e-3  # of sums in float32
 CURVE = ("importance_samples", "nll_iw_nats", "lower_nats", "upper_nats")  # one standard error below and above
-Figures = dict[str, float | int | str]
-Curve = list[tuple[float, ...]]
 LEAST_EFFECTIVE = 1.01  # importance samples
 CHUNK = 2048  # images decoded at a time: 6 MB of float32 pixels
 
@@ -126,7 +124,9 @@ def doubt(values: dict[str, Any]) -> str | None:
     return None
 
 
-def evaluate(model: VAE, grey: Tensor, train: Tensor, config: Evaluate) -> tuple[Figures, Curve]:
+def evaluate(
+    model: VAE, grey: Tensor, train: Tensor, config: Evaluate
+) -> tuple[dict[str, Any], list[tuple[float, float, float, float]]]:
     """All of metrics/evaluation.json and plots/bound.csv: means over the images of the test split, in nats.
 
     The binarization is drawn once, from the seed alone, so that every model is scored on the same binary images. ELBO,
@@ -154,8 +154,8 @@ def evaluate(model: VAE, grey: Tensor, train: Tensor, config: Evaluate) -> tuple
     )
     packed = x.bool().cpu().numpy().tobytes()
     points = [(count, *means({"nll": nll}).values()) for count, nll in zip(marks(samples), binary.curve.T, strict=True)]
-    curve: Curve = [(count, nll, nll - error, nll + error) for count, nll, error in points]
-    figures: Figures = {
+    curve = [(count, nll, nll - error, nll + error) for count, nll, error in points]
+    figures: dict[str, Any] = {
         **values,
         "importance_samples": samples,
         "active_units": active_units(mu),
