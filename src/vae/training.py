@@ -122,41 +122,37 @@ class Fit:
         for name, generator in self.streams.items():
             generator.set_state(state["streams"][name].cpu())
 
-    def loss(self, x: Tensor, noise: Tensor, now: Step) -> tuple[Tensor, list[Tensor]]:
-        """The loss of each image, then its rate and distortion, or its rate alone if the prior is trained alone.
-        Shapes: x (B, P), noise (B, K, D) -> (B,), (B,) each."""
+    def loss(self, x: Tensor, noise: Tensor, now: Step) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss of each image, its rate and its distortion. The distortion is 0 if the prior is trained alone.
+        Shapes: x (B, P), noise (B, K, D) -> (B,), (B,), (B,)."""
         if now.prior_alone:
-            loss = objective.prior_rate(self.model, x, now.samples, noise)
-            return loss, [loss.detach()]
+            rate = objective.prior_rate(self.model, x, now.samples, noise)
+            return rate, rate, torch.zeros_like(rate)
         if now.samples > 1:
-            loss, *terms = objective.importance_weighted_loss(self.model, x, now.samples, now.beta, noise)
-        else:
-            terms = list(objective.elbo_terms(self.model, x, noise[:, 0]))
-            loss = now.beta * terms[0] + terms[1]
-        return loss, [term.detach() for term in terms]
+            return objective.importance_weighted_loss(self.model, x, now.samples, now.beta, noise)
+        rate, distortion = objective.elbo_terms(self.model, x, noise[:, 0])
+        return now.beta * rate + distortion, rate, distortion
 
     def _gradients(self, x: Tensor, now: Step) -> Tensor:
         """Computes the gradients on a batch (B, P), or the gradients of the prior alone if the networks are frozen.
         They are summed over parts of the batch, so that memory does not grow with K, and over all processes.
-        Returns the share of this process in the batch's mean rate and distortion, or in its mean rate alone.
-        On the device. (2,) or (1,)."""
+        Returns the share of this process in the batch's mean rate and distortion, on the device. (2,)."""
         at_once = len(x) if now.prior_alone else max(1, DECODED_AT_ONCE // now.samples)
         draw = partial(torch.randn, generator=self.streams["posterior"], device=x.device)
         noise = torch.cat([draw(len(part), now.samples, self.model.config.latent_dim) for part in x.split(at_once)])
-        total = torch.zeros(1 if now.prior_alone else 2, device=x.device)
+        total = torch.zeros(2, device=x.device)
         parts = (parallel.share(tensor).split(at_once) for tensor in (x, noise))
         for rows, eps in zip(*parts, strict=True):
             with device.autocast(self.device, self.precision):
-                loss, terms = self.loss(rows, eps, now)
+                loss, *terms = self.loss(rows, eps, now)
             (loss.sum() / len(x)).backward()
-            total += torch.stack([term.sum() for term in terms])
+            total += torch.stack([term.detach().sum() for term in terms])
         parallel.add_up([p.grad for p in self.model.parameters() if p.grad is not None])
         return total / len(x)
 
-    def _pass(self, train: Tensor, binarization: str) -> tuple[Tensor, float]:
+    def _pass(self, train: Tensor, binarization: str) -> tuple[Tensor, Step]:
         """Takes a step on every batch of the images.
-        Returns their mean rate and distortion, or their mean rate alone if the networks are frozen, and the last factor
-        of the networks' learning rates."""
+        Returns their mean rate and distortion, (2,), and the last step."""
         order = torch.randperm(len(train), generator=self.streams["order"], device=train.device)  # (N,)
         batches = order.split(self.config.batch_size)
         steps = self.schedule.of_epoch(self.epoch, len(batches))
@@ -174,20 +170,21 @@ class Fit:
                 optimizer.step(now.prior_share)
             total = total + terms * len(batch)
             self.after_step(done, len(batches))
-        return parallel.total(total).double() / len(train), steps[-1].network_share
+        return parallel.total(total).double() / len(train), steps[-1]
 
     def run_epoch(self, train: Tensor, validation: Tensor, binarization: str) -> Record:
         """Trains on every image once, then validates.
         While the prior is trained alone, the networks are frozen and the distortion cannot change. The record then
         repeats the distortion of the epoch before."""
         self.model.train()
-        means, factor = self._pass(train, binarization)
+        means, last = self._pass(train, binarization)
         self.model.eval()
-        rate, *distortion = means.tolist()
-        (self.distortion,) = distortion or [self.distortion]
+        rate, distortion = means.tolist()
+        if not last.prior_alone:
+            self.distortion = distortion
         with device.autocast(self.device, self.precision):
             val = validate(self.model, validation, binarization)
-        lr = factor * self.network_optimizers[-1].learning_rate  # Muon's, if there is one
+        lr = last.network_share * self.network_optimizers[-1].learning_rate  # Muon's, if there is one
         values = (rate + self.distortion, val, rate, self.distortion, lr)
         rounded = (float(f"{value:.6g}") for value in values)  # equal in the file and in MLflow
         self.records.append(Record(self.epoch + 1, *rounded))
