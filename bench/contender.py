@@ -70,7 +70,7 @@ def epoch_ours(config: Params, folder: Path, count: int | None = None) -> Callab
     fit = training.Fit(model.VAE(config.model), config.train)
 
     def run() -> None:
-        fit.epoch = 0
+        fit.records.clear()
         fit.run_epoch(images, images[:1], config.data.binarization)
 
     return run

@@ -33,7 +33,7 @@ def measure(params: Path, data_folder: Path) -> None:
             started = time.perf_counter()
             fit.run_epoch(images, images[:1], config.data.binarization)
             seconds.append(time.perf_counter() - started)
-            fit.epoch = 0  # the first epoch again, so that all do the same work
+            fit.records.clear()  # the first epoch again, so that all do the same work
         threads = torch.get_num_threads()
         print(f"{parallel.count()} x {threads} threads: {median(seconds[1:]):.2f} s for {len(images)} images")
 

@@ -40,7 +40,7 @@ def test_names_in_a_module_count_as_the_module(tmp_path):
     script = tmp_path / "script.py"
     script.write_text("import vae.optimizers\nfrom vae.params import load\nfrom vae.tracking.store import Store\n")
     assert deps.library_files(script) == {"src/vae/optimizers.py", "src/vae/params.py", "src/vae/tracking/store.py"}
-    names = ("optimizers", "parallel", "params", "errors")
+    names = ("optimizers", "params", "errors")
     assert deps.closure(str(script)) == {str(script), *(f"src/vae/{name}.py" for name in names)}
 
 

@@ -56,7 +56,6 @@ def test_messages_arrive_in_order_with_the_outcome(tmp_path):
     process = recorder(tmp_path)
     with live.follow(process, Path("params.yaml"), Path("root"), "key", own=True, machine={"machine.cpu": "x"}) as feed:
         feed.log(RECORD, 1.5)
-        feed.trained()
     got = received(tmp_path)
     expected = {"params": "params.yaml", "root": "root", "key": "key", "machine": {"machine.cpu": "x"}}
     assert got[0] == expected
@@ -75,7 +74,6 @@ def test_more_than_the_pipe_can_hold_arrives_whole_when_the_observer_reads(tmp_p
             feed.show(epoch, os.urandom(100_000))  # no compression makes it small
             feed.log(RECORD, 1.5)
         gate.touch()  # the training got here while the observer read nothing
-        feed.trained()
     got = received(tmp_path)
     assert [next(iter(message)) for message in got] == ["params", *["epoch", "record"] * 5, "outcome"]
     assert all(len(message["digits"]) > 100_000 for message in got[1:-1:2])
@@ -96,7 +94,6 @@ def test_an_observer_that_died_is_not_noticed():
     process.wait()
     with live.follow(process, Path("p"), Path("r"), "k", own=True, machine={"machine.cpu": "x"}) as feed:
         feed.log(RECORD, 1.0)
-        feed.trained()
 
 
 def test_an_observer_that_does_not_read_costs_nothing_until_the_end(monkeypatch):
@@ -140,8 +137,8 @@ def test_an_observer_that_lacks_a_core_gets_more_time(tmp_path, monkeypatch, bus
     monkeypatch.setattr(live.Feed, "_is_busy", lambda _: busy)
     with (tmp_path / "pipe").open("wb") as pipe:
         process = SlowObserver(pipe, polls)
-        with live.follow(process, Path("p"), Path("r"), "k", own=True, machine={"machine.cpu": "x"}) as feed:
-            feed.trained()
+        with live.follow(process, Path("p"), Path("r"), "k", own=True, machine={"machine.cpu": "x"}):
+            pass
     assert process.killed == killed
     if killed:
         assert process.waits == pytest.approx(80 if busy else 10, abs=1)
@@ -165,7 +162,6 @@ def test_a_training_that_another_process_runs_opens_no_run(tmp_path):
     process = recorder(tmp_path)
     with live.follow(process, Path("p"), Path("r"), "k", own=False, machine={}) as feed:
         feed.log(RECORD, 1.0)
-        feed.trained()
     messages = received(tmp_path)
     assert all("key" not in message for message in messages)
     assert messages[-1] == {"outcome": "TRAINED"}

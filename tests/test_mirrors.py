@@ -111,6 +111,14 @@ def mirror(make_mirror, monkeypatch):
     return mirror
 
 
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch):
+    """The seconds of each pause between two attempts, which the tests do not wait for."""
+    made: list[float] = []
+    monkeypatch.setattr(mirrors.time, "sleep", made.append)
+    return made
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """All files of a folder, also hidden ones."""
     return {path.name: path.read_bytes() for path in folder.rglob("*")} if folder.exists() else {}
@@ -119,23 +127,21 @@ def contents(folder: Path) -> dict[str, bytes]:
 WHOLE = dict(zip(mirrors.FILES, CONTENTS, strict=True))
 
 
-def fails(folder: Path, environment: dict[str, str] | None = None) -> tuple[str, list[float]]:
-    """Checks that a download fails and leaves no file. Returns its message, and the pauses that it made."""
-    pauses: list[float] = []
+def fails(folder: Path, environment: dict[str, str] | None = None) -> str:
+    """Checks that a download fails and leaves no file. Returns its message."""
     with pytest.raises(InputError) as caught:
-        mirrors.download("mnist", folder, environment or {}, pauses.append)
+        mirrors.download("mnist", folder, environment or {})
     assert contents(folder) == {}
     message = str(caught.value)
     assert len(message.splitlines()) == 1
     assert "MNIST_MIRROR" in message
     assert "dvc exp run -S data.name=digits" in message
-    return message, pauses
+    return message
 
 
-def test_a_download(mirror, tmp_path):
+def test_a_download(mirror, tmp_path, pauses):
     """It requests each of the four files once, decompresses them, and writes nothing else."""
-    pauses: list[float] = []
-    assert mirrors.download("mnist", tmp_path / "new" / "data", {}, pauses.append) == [mirror.url]
+    assert mirrors.download("mnist", tmp_path / "new" / "data", {}) == [mirror.url]
     assert contents(tmp_path / "new" / "data") == WHOLE
     assert mirror.requests == dict.fromkeys(mirrors.FILES, 1)
     assert pauses == []
@@ -151,11 +157,10 @@ def test_another_compression(mirror, tmp_path):
     assert contents(tmp_path) == WHOLE
 
 
-def test_a_server_that_declares_the_encoding(mirror, tmp_path):
+def test_a_server_that_declares_the_encoding(mirror, tmp_path, pauses):
     """A server may declare a .gz file as encoded content. The bytes are the same, so the file is valid."""
     mirror.faults = {file: ["encoding"] * 9 for file in mirrors.FILES}
-    pauses: list[float] = []
-    mirrors.download("mnist", tmp_path, {}, pauses.append)
+    mirrors.download("mnist", tmp_path, {})
     assert contents(tmp_path) == WHOLE
     assert pauses == []
 
@@ -177,7 +182,7 @@ def test_a_bad_file(mirror, tmp_path, index, damage, reason):
     """The download fails if any of the four files is not the published one."""
     file = mirrors.FILES[index]
     mirror.files[f"/set/{file}.gz"] = damage(mirror.files[f"/set/{file}.gz"])
-    message, _ = fails(tmp_path / "data")
+    message = fails(tmp_path / "data")
     assert f"{file}.gz" in message
     assert mirror.url in message
     assert reason in message
@@ -186,34 +191,33 @@ def test_a_bad_file(mirror, tmp_path, index, damage, reason):
 def test_an_empty_answer(mirror, tmp_path):
     """It counts as a failure of the source."""
     mirror.files[f"/set/{LAST}.gz"] = b""
-    message, _ = fails(tmp_path / "data")
+    message = fails(tmp_path / "data")
     assert f"{LAST}.gz" in message
 
 
-def test_a_wrong_checksum(mirror, tmp_path):
+def test_a_wrong_checksum(mirror, tmp_path, pauses):
     """The message has the checksum that was found and the expected one. There is no second attempt."""
     mirror.files[f"/set/{LAST}.gz"] = packed(b"other")
-    message, pauses = fails(tmp_path)
+    message = fails(tmp_path)
     assert hashlib.md5(b"other").hexdigest() in message
     assert hashlib.md5(CONTENTS[3]).hexdigest() in message
     assert pauses == []  # the server would send the same file again
 
 
-def test_a_file_that_the_mirror_lacks(mirror, tmp_path):
+def test_a_file_that_the_mirror_lacks(mirror, tmp_path, pauses):
     """There is no second attempt."""
     del mirror.files[f"/set/{LAST}.gz"]
-    message, pauses = fails(tmp_path)
+    message = fails(tmp_path)
     assert f"{mirror.url} (HTTP 404)" in message
     assert pauses == []
     assert mirror.requests[LAST] == 1
 
 
 @pytest.mark.parametrize("fault", ["503", "truncated"])
-def test_transient_faults_are_tried_again(mirror, tmp_path, fault):
+def test_transient_faults_are_tried_again(mirror, tmp_path, fault, pauses):
     """The server is overloaded or cut off twice, and then works. The second pause is longer than the first."""
     mirror.faults[LAST] = [fault, fault]
-    pauses: list[float] = []
-    mirrors.download("mnist", tmp_path, {}, pauses.append)
+    mirrors.download("mnist", tmp_path, {})
     assert contents(tmp_path) == WHOLE
     assert mirror.requests[LAST] == 3
     assert len(pauses) == 2
@@ -221,23 +225,24 @@ def test_transient_faults_are_tried_again(mirror, tmp_path, fault):
 
 
 @pytest.mark.parametrize("fault", ["503", "truncated"])
-def test_transient_faults_that_do_not_end(mirror, tmp_path, fault):
+def test_transient_faults_that_do_not_end(mirror, tmp_path, fault, pauses):
     """After a few attempts the source counts as failed."""
     mirror.faults[LAST] = [fault] * 50
-    message, pauses = fails(tmp_path)
+    message = fails(tmp_path)
     assert mirror.requests[LAST] == mirrors.ATTEMPTS
     assert len(pauses) == mirrors.ATTEMPTS - 1
     assert mirror.url in message
 
 
-def test_a_server_that_stalls(mirror, tmp_path, monkeypatch):
+def test_a_server_that_stalls(mirror, tmp_path, monkeypatch, pauses):
     """Silence in the middle of a file is a timeout. It gets other attempts, and the message names it."""
     monkeypatch.setattr(mirrors, "TIMEOUT_SECONDS", (30, 0.5))
     mirror.faults[LAST] = ["stalled"]
-    mirrors.download("mnist", tmp_path / "good", {}, lambda _: None)
+    mirrors.download("mnist", tmp_path / "good", {})
     assert contents(tmp_path / "good") == WHOLE
+    pauses.clear()
     mirror.faults[LAST] = ["stalled"] * 50
-    message, pauses = fails(tmp_path / "bad")
+    message = fails(tmp_path / "bad")
     assert "timed out" in message
     assert len(pauses) == mirrors.ATTEMPTS - 1
 
@@ -256,7 +261,7 @@ def test_the_next_source_if_one_fails(mirror, make_mirror, refusing, tmp_path, m
     del poor.files[f"/set/{mirrors.FILES[1]}.gz"]
     poor.files[f"/set/{LAST}.gz"] = packed(b"other")
     monkeypatch.setitem(mirrors.MIRRORS, "mnist", (refusing, poor.url, mirror.url))
-    mirrors.download("mnist", tmp_path, {}, lambda _: None)
+    mirrors.download("mnist", tmp_path, {})
     assert contents(tmp_path) == WHOLE
     assert mirror.requests == {mirrors.FILES[1]: 1, LAST: 1}
     assert poor.requests == dict.fromkeys(mirrors.FILES, 1)
@@ -293,7 +298,7 @@ def test_the_password_of_an_own_mirror_is_not_printed(mirror, make_mirror, tmp_p
     assert mirrors.download("mnist", tmp_path / "good", {"MNIST_MIRROR": private}) == [own.url, mirror.url]
     own.files.clear()
     mirror.files.clear()
-    message, _ = fails(tmp_path / "bad", {"MNIST_MIRROR": private})
+    message = fails(tmp_path / "bad", {"MNIST_MIRROR": private})
     assert own.url in message
     assert "secret" not in message
 
@@ -337,7 +342,7 @@ def test_if_all_sources_fail_each_is_named(mirror, make_mirror, refusing, tmp_pa
     mirror.files.clear()
     monkeypatch.setitem(mirrors.MIRRORS, "mnist", (refusing, mirror.url, wrong.url))
     own = tmp_path / "own"
-    message, _ = fails(tmp_path / "data", {"MNIST_MIRROR": str(own)})
+    message = fails(tmp_path / "data", {"MNIST_MIRROR": str(own)})
     reasons = [f"{own} (no such file)", f"{refusing} (", f"{mirror.url} (HTTP 404)", f"{wrong.url} (MD5 "]
     places = [message.index(reason) for reason in reasons]
     assert places == sorted(places)
@@ -429,11 +434,11 @@ def test_images_of_your_own_are_no_mirror(mirror, tmp_path):
     own = fill(tmp_path / "own")
     (own / f"{LAST}.gz").write_bytes(packed(b"labels of other images"))
     del mirror.files[f"/set/{LAST}.gz"]
-    message, _ = fails(tmp_path / "data", {"MNIST_MIRROR": str(own)})
+    message = fails(tmp_path / "data", {"MNIST_MIRROR": str(own)})
     assert f"{own} (MD5 " in message
     assert "-S data.name=folder -S data.path=<folder>" in message
     (own / f"{LAST}.gz").unlink()
-    assert "data.name=folder" not in fails(tmp_path / "data", {"MNIST_MIRROR": str(own)})[0]
+    assert "data.name=folder" not in fails(tmp_path / "data", {"MNIST_MIRROR": str(own)})
 
 
 def test_a_folder_that_cannot_be_written(mirror, tmp_path):
@@ -462,15 +467,16 @@ def test_a_disk_that_fills(mirror, tmp_path, monkeypatch):
     assert contents(tmp_path) == {}
 
 
-def test_interrupted(mirror, tmp_path):
+def test_interrupted(mirror, tmp_path, monkeypatch):
     """A signal between two attempts leaves no file."""
     mirror.faults[LAST] = ["503"]
 
     def interrupt(_: float) -> None:
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(mirrors.time, "sleep", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        mirrors.download("mnist", tmp_path, {}, interrupt)
+        mirrors.download("mnist", tmp_path, {})
     assert contents(tmp_path) == {}
 
 

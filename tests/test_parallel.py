@@ -56,8 +56,6 @@ def assert_gradients(found: dict, alone: dict) -> None:
         assert gradients.keys() == expected.keys()
         for key in expected:
             torch.testing.assert_close(gradients[key], expected[key], rtol=1e-4, atol=1e-4)
-    for ours, theirs in zip(found["directions"], alone["directions"], strict=True):  # Muon's, shared out
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
     assert found["validation"] == pytest.approx(alone["validation"], rel=1e-6)
 
 

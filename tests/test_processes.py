@@ -42,6 +42,11 @@ def test_the_first_error_with_a_message_is_the_reason(failure):
     assert "process 1 of the training ended with exit code 1" in processes._reason({1: failure(1, 9)})
 
 
+@pytest.mark.parametrize("second", [10, 12])
+def test_a_process_that_torchrun_has_ended_while_it_imported_is_not_the_reason(failure, second):
+    assert processes._reason({0: failure(-15, second), 1: failure(1, 10, "no such file")}) == "no such file"
+
+
 def test_without_the_variable_nothing_starts(monkeypatch):
     """Variables of other jobs, such as RANK, start nothing either, and change nothing."""
     monkeypatch.setenv("RANK", "3")

@@ -15,6 +15,7 @@ import time
 import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -333,7 +334,8 @@ class Hostile:
 
 @pytest.fixture
 def hostile(monkeypatch):
-    """Makes hostile mirrors, each the only one of MNIST."""
+    """Makes hostile mirrors, each the only one of MNIST. Nobody waits between two attempts."""
+    monkeypatch.setattr(mirrors, "time", SimpleNamespace(sleep=lambda _: None, monotonic=time.monotonic))
     started = []
 
     def make(pieces, length: int | None = None) -> Hostile:
@@ -349,7 +351,7 @@ def hostile(monkeypatch):
 
 def download_fails(folder: Path, most: int) -> str:
     with Peak(most), pytest.raises(InputError) as caught:
-        mirrors.download("mnist", folder, {}, lambda _: None)
+        mirrors.download("mnist", folder, {})
     assert not folder.exists() or not list(folder.rglob("*"))
     return one_line(caught)
 
@@ -572,7 +574,7 @@ def test_a_mirror_with_a_password_that_fails(hostile, tmp_path, monkeypatch, cap
         scheme, _, rest = address.partition("://")
         own = f"{scheme}://user:se@cr/et@{rest}"
         with pytest.raises(InputError) as caught:
-            mirrors.download("mnist", tmp_path / "data", {"MNIST_MIRROR": own}, lambda _: None)
+            mirrors.download("mnist", tmp_path / "data", {"MNIST_MIRROR": own})
         printed = capsys.readouterr()
         for text in (str(caught.value), printed.out, printed.err):
             assert "cr/et" not in text

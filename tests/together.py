@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from vae import parallel, params, training
-from vae.optimizers import directions
 
 SIZE = 300  # training images: four batches of 64 and one of 44, which three processes cannot share out evenly
 CPU = torch.device("cpu")
@@ -31,8 +30,6 @@ def compute(config: params.Params, images: torch.Tensor) -> dict[str, Any]:
         found[f"terms, {name}"] = parallel.total(fit._gradients(x, step))
         gradients = {key: p.grad.clone() for key, p in fit.model.named_parameters() if p.grad is not None}
         found[f"gradients, {name}"] = gradients
-    matrices = [p.detach() for p in fit.model.parameters() if p.ndim >= 2]
-    found["directions"] = parallel.shared_out(directions, matrices)
 
     whole, resumed = training.start(config, train), training.start(config, train)
     found["records"] = []

@@ -56,9 +56,7 @@ def native_bf16(device: torch.device) -> str:
 
 def precision(name: str, device: torch.device) -> Precision:
     """The precision of matrix products. `auto` is bf16 where the hardware computes it natively, else fp32."""
-    if name == "auto":
-        return "bf16" if native_bf16(device) else "fp32"
-    return "bf16" if name == "bf16" else "fp32"
+    return "bf16" if name == "bf16" or (name == "auto" and native_bf16(device)) else "fp32"
 
 
 def explain(name: str, device: torch.device) -> str:

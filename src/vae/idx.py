@@ -1,5 +1,6 @@
 """The IDX format of the data sets: 28x28 images of grey bytes, and their labels."""
 
+import math
 import struct
 import zlib
 
@@ -15,6 +16,18 @@ def header(kind: str, count: int) -> bytes:
     """The bytes before the content of a file of `count` images or labels."""
     shape = (SIDE, SIDE) if kind == "images" else ()
     return HEADER[kind].pack(MAGIC[kind], count, *shape)
+
+
+def array(content: np.ndarray, kind: str) -> np.ndarray:
+    """The images (N, height, width) or labels (N,) in the bytes of a file, not copied.
+    Raises ValueError if the bytes are no whole IDX file of that kind."""
+    header = HEADER[kind]
+    if len(content) <= header.size:
+        raise ValueError(f"{len(content)} bytes are too few")
+    magic, *shape = header.unpack(content[: header.size].tobytes())
+    if magic != MAGIC[kind] or min(shape) < 1 or len(content) != header.size + math.prod(shape):
+        raise ValueError("its header and its length disagree")
+    return content[header.size :].reshape(shape)
 
 
 def decompressed(content: bytes, most: int) -> bytes:

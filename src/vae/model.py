@@ -103,9 +103,7 @@ class ConvDecoder(nn.Module):
         self.up = nn.Linear(self.deep, 4 * wide)
         self.blocks14 = nn.Sequential(*(Residual(wide) for _ in range(config.blocks)))
         self.leave = nn.Linear(wide, 4, bias=False)  # linear: a convolution to 4 channels takes as long as one to 16
-        self.bias = nn.Parameter(
-            torch.zeros(PIXELS)
-        )  # one for each pixel, because convolutions are the same at every pixel
+        self.bias = nn.Parameter(torch.zeros(PIXELS))  # for each pixel, because a convolution treats all alike
 
     def forward(self, z: Tensor) -> Tensor:
         """Shapes: z (..., D) -> logits (..., P)."""

@@ -11,8 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
-from vae import parallel
-
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration (Jordan et al. 2024)
 STEPS = 5
 MOMENTUM = 0.95
@@ -93,8 +91,7 @@ class Adam(Optimizer):
 class Muon(Optimizer):
     """w <- w - lr sqrt(max(1, rows / columns)) orthogonalize(momentum) (Jordan et al. 2024).
     A convolution is the matrix (out, in * height * width). The Gram matrices are padded with zeros to a few common
-    sizes, so that a step takes a few batched products instead of hundreds of small ones. Processes that train together
-    share the matrices out."""
+    sizes, so that a step takes a few batched products instead of hundreds of small ones."""
 
     def __init__(self, params: Iterable[nn.Parameter], learning_rate: float) -> None:
         super().__init__(params, learning_rate, "momentum")
@@ -104,7 +101,7 @@ class Muon(Optimizer):
         momenta, grads = self.buffers["momentum"], self.gradients()
         torch._foreach_lerp_(momenta, grads, 1 - MOMENTUM)
         updates = list(torch._foreach_lerp(grads, momenta, MOMENTUM))  # Nesterov
-        torch._foreach_add_(self.params, parallel.shared_out(directions, updates), alpha=-factor * self.learning_rate)
+        torch._foreach_add_(self.params, directions(updates), alpha=-factor * self.learning_rate)
 
 
 def directions(updates: list[Tensor]) -> list[Tensor]:

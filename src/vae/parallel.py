@@ -3,7 +3,7 @@ All draw the same random numbers, for the whole batch. So they compute the sums 
 A process without torchrun is alone, and nothing here changes what it computes."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
@@ -67,16 +67,6 @@ def total(value: Tensor) -> Tensor:
     if count() > 1:
         dist.all_reduce(value)
     return value
-
-
-def shared_out(compute: Callable[[list[Tensor]], list[Tensor]], items: list[Tensor]) -> list[Tensor]:
-    """`compute(items)`, if each result depends on one item and has its shape: each process computes some of them."""
-    if count() == 1:
-        return compute(items)
-    results = [torch.zeros_like(item) for item in items]
-    results[rank() :: count()] = compute(items[rank() :: count()])
-    parts = total(torch.cat([result.flatten() for result in results])).split([item.numel() for item in items])
-    return [part.view(item.shape) for part, item in zip(parts, items, strict=True)]
 
 
 def together(module: nn.Module) -> nn.Module:

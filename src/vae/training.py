@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from typing import Any
 
@@ -87,18 +87,18 @@ class Loss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, x: Tensor, noise: Tensor, now: Step) -> tuple[Tensor, list[Tensor]]:
-        """The loss of each image, then its rate and distortion, or its rate alone if the prior is trained alone.
-        Shapes: x (B, P), noise (B, K, D) -> (B,), (B,) each."""
+    def forward(self, x: Tensor, noise: Tensor, now: Step) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss of each image, its rate and its distortion. The distortion is 0 if the prior is trained alone.
+        Shapes: x (B, P), noise (B, K, D) -> (B,), (B,), (B,)."""
         if now.prior_alone:
-            loss = objective.prior_rate(self.model, x, now.samples, noise)
-            return loss, [loss.detach()]
-        if now.samples > 1:
-            loss, *terms = objective.importance_weighted_loss(self.model, x, now.samples, now.beta, noise)
+            loss = rate = objective.prior_rate(self.model, x, now.samples, noise)
+            distortion = torch.zeros_like(rate)
+        elif now.samples > 1:
+            loss, rate, distortion = objective.importance_weighted_loss(self.model, x, now.samples, now.beta, noise)
         else:
-            terms = list(objective.elbo_terms(self.model, x, noise[:, 0]))
-            loss = now.beta * terms[0] + terms[1]
-        return loss, [term.detach() for term in terms]
+            rate, distortion = objective.elbo_terms(self.model, x, noise[:, 0])
+            loss = now.beta * rate + distortion
+        return loss, rate.detach(), distortion.detach()
 
 
 class Fit:
@@ -113,9 +113,14 @@ class Fit:
         self.precision = device.precision(config.precision, self.device)
         self.streams = {name: streams.stream(config.seed, name, self.device) for name in STREAMS}
         self.loss = parallel.together(Loss(model))
-        self.epoch = 0
+        self.records: list[Record] = []
         self.distortion = math.nan  # of the last epoch that trained the networks
         self.after_step: Callable[[int, int], None] = lambda _step, _steps: None  # called with the step of the epoch
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs have ended."""
+        return len(self.records)
 
     @property
     def optimizers(self) -> list[Optimizer]:
@@ -123,7 +128,7 @@ class Fit:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "epoch": self.epoch,
+            "records": [astuple(record) for record in self.records],
             "distortion": self.distortion,
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -131,7 +136,7 @@ class Fit:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.epoch = state["epoch"]
+        self.records = [Record(*row) for row in state["records"]]
         self.distortion = state["distortion"]
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -141,25 +146,23 @@ class Fit:
 
     def _gradients(self, x: Tensor, now: Step) -> Tensor:
         """Computes the gradients on a batch (B, P), or the gradients of the prior alone if the networks are frozen.
-        They are summed over parts of the batch, so that memory does not grow with K.
-        Returns the share of this process in the batch's mean rate and distortion, or in its mean rate alone.
-        On the device. (2,) or (1,)."""
+        They are summed over parts of the batch, so that memory does not grow with K, and over all processes.
+        Returns the share of this process in the batch's mean rate and distortion, on the device. (2,)."""
         at_once = len(x) if now.prior_alone else max(1, DECODED_AT_ONCE // now.samples)
         draw = partial(torch.randn, generator=self.streams["posterior"], device=x.device)
         noise = torch.cat([draw(len(part), now.samples, self.model.config.latent_dim) for part in x.split(at_once)])
-        total = torch.zeros(1 if now.prior_alone else 2, device=x.device)
-        parts = list(zip(*(parallel.share(rows).split(at_once) for rows in (x, noise)), strict=True))
+        total = torch.zeros(2, device=x.device)
+        parts = list(zip(*(parallel.share(tensor).split(at_once) for tensor in (x, noise)), strict=True))
         for done, part in enumerate(parts, start=1):
             with device.autocast(self.device, self.precision), parallel.collecting(self.loss, done == len(parts)):
-                loss, terms = self.loss(*part, now)
+                loss, *terms = self.loss(*part, now)
             (loss.sum() / (len(x) / parallel.count())).backward()  # processes take the mean of their gradients
             total += torch.stack([term.sum() for term in terms])
         return total / len(x)
 
-    def _pass(self, train: Tensor, binarization: str) -> tuple[Tensor, float]:
+    def _pass(self, train: Tensor, binarization: str) -> tuple[Tensor, Step]:
         """Takes a step on every batch of the images.
-        Returns their mean rate and distortion, or their mean rate alone if the networks are frozen, and the last factor
-        of the networks' learning rates."""
+        Returns their mean rate and distortion, (2,), and the last step."""
         order = torch.randperm(len(train), generator=self.streams["order"], device=train.device)  # (N,)
         batches = order.split(self.config.batch_size)
         steps = self.schedule.of_epoch(self.epoch, len(batches))
@@ -177,23 +180,25 @@ class Fit:
                 optimizer.step(now.prior_share)
             total = total + terms * len(batch)
             self.after_step(done, len(batches))
-        return parallel.total(total).double() / len(train), steps[-1].network_share
+        return parallel.total(total).double() / len(train), steps[-1]
 
     def run_epoch(self, train: Tensor, validation: Tensor, binarization: str) -> Record:
         """Trains on every image once, then validates.
         While the prior is trained alone, the networks are frozen and the distortion cannot change. The record then
         repeats the distortion of the epoch before."""
         self.model.train()
-        means, factor = self._pass(train, binarization)
+        means, last = self._pass(train, binarization)
         self.model.eval()
-        rate, *distortion = means.tolist()
-        (self.distortion,) = distortion or [self.distortion]
-        self.epoch += 1
+        rate, distortion = means.tolist()
+        if not last.prior_alone:
+            self.distortion = distortion
         with device.autocast(self.device, self.precision):
             val = validate(self.model, validation, binarization)
-        lr = factor * self.network_optimizers[-1].learning_rate  # Muon's, if there is one
+        lr = last.network_share * self.network_optimizers[-1].learning_rate  # Muon's, if there is one
         values = (rate + self.distortion, val, rate, self.distortion, lr)
-        return Record(self.epoch, *(float(f"{value:.6g}") for value in values))  # equal in the file and in MLflow
+        rounded = (float(f"{value:.6g}") for value in values)  # equal in the file and in MLflow
+        self.records.append(Record(self.epoch + 1, *rounded))
+        return self.records[-1]
 
 
 def start(params: Params, train: Tensor) -> Fit:

@@ -5,8 +5,6 @@ Carlo, and back on images that the model made, whose z is an exact sample of p(z
 et al. 2015). Shapes: B images, C chains of each, P pixels, D latents. Nothing is computed in less than float32."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -40,21 +38,23 @@ class Point(NamedTuple):
         return t * self.slope - (1 - t) * self.eps
 
 
-@dataclass(frozen=True)
 class Path:
-    """The densities between q(z|x) = N(mu, diag(e^logvar)) and p(x, z), in the coordinates eps where q is N(0, I).
-    There one step size suits all latents and all images, if q resembles the posterior."""
+    """The densities of a VAE's latents on binary images (B, P), between q(z|x) = N(mu, diag(e^logvar)) and p(x, z), in
+    the coordinates eps where q is N(0, I). There one step size suits all latents and all images, if q resembles the
+    posterior."""
 
-    log_joint: Callable[[Tensor], Tensor]  # log p(x, z): (B, C, D) -> (B, C)
-    mu: Tensor  # (B, 1, D)
-    logvar: Tensor  # (B, 1, D)
+    def __init__(self, model: VAE, x: Tensor) -> None:
+        self.model = model
+        self.x = x[:, None]  # (B, 1, P)
+        with torch.no_grad():
+            self.mu, self.logvar = (part[:, None] for part in model.encode(x))  # (B, 1, D) each
 
     @torch.enable_grad()
     def at(self, eps: Tensor) -> Point:
         """Shapes: (B, C, D)."""
         eps = eps.detach().requires_grad_()
         z = self.mu + torch.exp(0.5 * self.logvar) * eps
-        log_joint = self.log_joint(z)
+        log_joint = objective.bernoulli_log_prob(self.x, self.model.decode(z)) + self.model.prior.log_prob(z)  # (B, C)
         (slope,) = torch.autograd.grad(log_joint.sum(), eps)
         z, eps = z.detach(), eps.detach()
         return Point(eps, log_joint.detach(), objective.gaussian_log_prob(z, self.mu, self.logvar), slope)
@@ -97,47 +97,27 @@ def anneal(path: Path, z: Tensor, schedule: list[float], config: Annealing, gene
     return log_w
 
 
-def path_of(model: VAE, x: Tensor) -> Path:
-    """The densities of a VAE's latents on binary images (B, P)."""
-
-    def log_joint(z: Tensor) -> Tensor:
-        return objective.bernoulli_log_prob(x[:, None], model.decode(z)) + model.prior.log_prob(z)
-
-    with torch.no_grad():
-        mu, logvar = model.encode(x)
-    return Path(log_joint, mu[:, None], logvar[:, None])
-
-
-def log_mean(log_w: Tensor) -> Tensor:
-    """The logarithm of the mean weight of an image's chains. Shapes: (B, C) -> (B,)."""
-    return torch.logsumexp(log_w, dim=1) - math.log(log_w.shape[1])
-
-
 def schedule(temperatures: int) -> list[float]:
     """Equal steps of t from 0 to 1."""
     return torch.linspace(0, 1, temperatures, dtype=torch.float64).tolist()
 
 
-def upper_bound(model: VAE, x: Tensor, config: Annealing, generator: torch.Generator) -> Tensor:
-    """An upper bound on -log p(x) for each image, in expectation over chains, with a progress bar. (N, P) -> (N,)."""
+def bound(model: VAE, x: Tensor, config: Annealing, generator: torch.Generator, exact: Tensor | None = None) -> Tensor:
+    """A bound on -log p(x) for each image, in expectation over its chains, with a progress bar.
+    Chains from samples of q(z|x) give an upper bound. Chains back from `exact`, one sample of p(z|x) for each image,
+    give a lower bound. Shapes: x (N, P), exact (N, D) -> (N,)."""
+    size, shape = max(1, CHUNK // config.chains), (-1, config.chains, -1)
+    steps = schedule(config.temperatures)[:: 1 if exact is None else -1]
     parts = []
-    for batch in tqdm(x.split(max(1, CHUNK // config.chains)), desc="annealing", disable=None, leave=False):
-        path = path_of(model, batch)
-        mu, logvar = (part.expand(-1, config.chains, -1) for part in (path.mu, path.logvar))  # (B, C, D)
-        z = objective.sample_posterior(mu, logvar, generator)
-        parts.append(-log_mean(anneal(path, z, schedule(config.temperatures), config, generator)))
-    return torch.cat(parts)
-
-
-def lower_bound(model: VAE, x: Tensor, z: Tensor, config: Annealing, generator: torch.Generator) -> Tensor:
-    """A lower bound on -log p(x) for each image, in expectation over chains from z ~ p(z|x), with a progress bar.
-    Shapes: x (N, P), z (N, D) -> (N,)."""
-    size, back = max(1, CHUNK // config.chains), schedule(config.temperatures)[::-1]
-    pairs = list(zip(x.split(size), z.split(size), strict=True))
-    parts = []
-    for batch, start in tqdm(pairs, desc="annealing back", disable=None, leave=False):
-        start = start[:, None].expand(-1, config.chains, -1)  # (B, C, D)
-        parts.append(log_mean(anneal(path_of(model, batch), start, back, config, generator)))
+    for start in tqdm(range(0, len(x), size), desc="annealing", disable=None, leave=False):
+        path = Path(model, x[start : start + size])
+        if exact is None:
+            z = objective.sample_posterior(path.mu.expand(shape), path.logvar.expand(shape), generator)  # (B, C, D)
+        else:
+            z = exact[start : start + size, None].expand(shape)  # (B, C, D)
+        log_w = anneal(path, z, steps, config, generator)  # (B, C)
+        nll = math.log(config.chains) - torch.logsumexp(log_w, dim=1)  # the mean weight is p(x), or back 1 / p(x)
+        parts.append(nll if exact is None else -nll)
     return torch.cat(parts)
 
 
@@ -159,9 +139,8 @@ def doubt(values: dict[str, Any]) -> str | None:
     limit, gap = -metrics.ERRORS, values["simulated_gap_nats"]
     for row in rows:
         if row["iw_minus_ais_nats"] < limit * row["iw_minus_ais_nats_stderr"] - metrics.ROUNDING_NATS:
-            bound, count = f"{row['nll_iw_nats']:.2f}", row["importance_samples"]
-            annealed = f"{values['nll_ais_nats']:.2f}"
-            return f"the bound with K={count}, {bound}, is below the annealed one, {annealed}, which is tighter; {MORE}"
+            weighted = f"the bound with K={row['importance_samples']}, {row['nll_iw_nats']:.2f},"
+            return f"{weighted} is below the annealed one, {values['nll_ais_nats']:.2f}, which is tighter; {MORE}"
     if gap < limit * values["simulated_gap_nats_stderr"] - metrics.ROUNDING_NATS:
         return f"on images that the model made, the upper bound is {-gap:.2f} below the lower bound; {MORE}"
     return None
@@ -171,7 +150,7 @@ def evaluate(model: VAE, x: Tensor, config: Annealing) -> dict[str, Any]:
     """All of metrics/annealing.json: means over images, in nats, with one standard error.
     Each of `annealing.importance_samples` is measured on the binary test images x (N, P)."""
     generator = streams.stream(config.seed, "annealing", x.device)
-    annealed = upper_bound(model, x, config, generator)  # (N,)
+    annealed = bound(model, x, config, generator)  # (N,)
     weighted: list[dict[str, float]] = []
     for samples in config.importance_samples:
         found = metrics.over_images(model, x, samples, generator, f"importance-weighted bound, K={samples}")
@@ -182,8 +161,7 @@ def evaluate(model: VAE, x: Tensor, config: Annealing) -> dict[str, Any]:
         }
         weighted.append({"importance_samples": samples} | metrics.means(values))
     made, z = simulate(model, config.images, generator)
-    upper = upper_bound(model, made, config, generator)
-    lower = lower_bound(model, made, z, config, generator)
+    upper, lower = bound(model, made, config, generator), bound(model, made, config, generator, exact=z)
     values = {
         "nll_ais_nats": annealed,
         "simulated_upper_nats": upper,

@@ -81,6 +81,5 @@ def nearest(images: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
     Shapes: images (N, P), train (M, P), both in [0, 1] -> index (N,), distance (N,)."""
     parts = [squared_distances(part, train).argmin(dim=1) for part in images.split(CHUNK // 10)]  # (B,)
     index = torch.cat(parts)
-    return index, (images - train[index]).double().norm(
-        dim=1
-    )  # computed again, because near zero the product above is only rounding error
+    # The distance is computed again, because near zero the product above is only rounding error.
+    return index, (images - train[index]).double().norm(dim=1)

@@ -1,5 +1,5 @@
 """The numbers of metrics/evaluation.json: means over a data set, with standard errors.
-Images and samples are taken in chunks, so that memory grows with neither."""
+Images and samples are decoded in chunks, so that memory hardly grows with either."""
 
 import hashlib
 import math
@@ -19,8 +19,6 @@ ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, section 5.2
 ERRORS = 3  # standard errors: a figure that is further on the wrong side of its limit is no accident
 ROUNDING_NATS = 1e-3  # of sums in float32
 CURVE = ("importance_samples", "nll_iw_nats", "lower_nats", "upper_nats")  # one standard error below and above
-Figures = dict[str, float | int | str]
-Curve = list[tuple[float, ...]]
 LEAST_EFFECTIVE = 1.01  # importance samples
 CHUNK = 2048  # images decoded at a time: 6 MB of float32 pixels
 
@@ -39,31 +37,6 @@ def marks(samples: int) -> list[int]:
     return [*(step for step in steps if step < samples), samples]
 
 
-class ImportanceWeights:
-    """The sums over k of w and w^2 for B images, kept as logarithms, from log-weights that come in chunks."""
-
-    def __init__(self, images: int, samples: int, device: torch.device) -> None:
-        self.samples = 0
-        self.marks = marks(samples)
-        self.bounds: list[Tensor] = []  # (B,), -(logsumexp_k log w_k - log K) of the first K samples, for each mark K
-        self.log_sum = torch.full((images,), -math.inf, dtype=torch.float64, device=device)  # (B,)
-        self.log_square_sum = self.log_sum.clone()  # (B,)
-
-    def add(self, log_w: Tensor) -> None:
-        """Shapes: log_w (B, K), float64."""
-        before, self.samples = self.samples, self.samples + log_w.shape[1]
-        for mark in self.marks:
-            if before < mark <= self.samples:
-                log_sum = torch.logaddexp(self.log_sum, torch.logsumexp(log_w[:, : mark - before], dim=1))
-                self.bounds.append(math.log(mark) - log_sum)
-        self.log_sum = torch.logaddexp(self.log_sum, torch.logsumexp(log_w, dim=1))
-        self.log_square_sum = torch.logaddexp(self.log_square_sum, torch.logsumexp(2 * log_w, dim=1))
-
-    def effective_sample_size(self) -> Tensor:
-        """(sum_k w_k)^2 / sum_k w_k^2: K for equal weights, 1 if one outweighs the rest (Kong 1992). (B,)."""
-        return torch.exp(2 * self.log_sum - self.log_square_sum)
-
-
 class Bounds(NamedTuple):
     """Estimates for each image from K samples, float64. In nats, except the effective sample size. (B,) each."""
 
@@ -77,21 +50,18 @@ class Bounds(NamedTuple):
 @torch.no_grad()
 def bounds(model: VAE, x: Tensor, samples: int, generator: torch.Generator) -> Bounds:
     """Rate, distortion and the importance-weighted bound of each image, from the same K samples.
-    nll = -(logsumexp_k log w_k - log K) (Burda et al. 2016, eq. 8). The samples of an image come in chunks, and only
-    running sums are kept.
+    nll = -(logsumexp_k log w_k - log K) (Burda et al. 2016, eq. 8). The effective sample size is
+    (sum_k w_k)^2 / sum_k w_k^2: K for equal weights, 1 if one outweighs the rest (Kong 1992). The samples of an image
+    come in chunks, and two numbers of each are kept.
     Shapes: x (B, P) -> (B,) each, and the curve (B, M)."""
-    encoded = model.encode(x)  # (B, D), (B, D)
-    weights = ImportanceWeights(len(x), samples, x.device)
-    rate_sum, distortion_sum = torch.zeros_like(weights.log_sum), torch.zeros_like(weights.log_sum)
-    size = max(1, CHUNK // len(x))
-    for start in range(0, samples, size):
-        _, *parts = objective.log_weights(model, x, encoded, min(size, samples - start), generator)
-        rate, distortion = (part.double() for part in parts)  # (B, K)
-        weights.add(-(rate + distortion))
-        rate_sum += rate.sum(dim=1)
-        distortion_sum += distortion.sum(dim=1)
-    curve, effective = torch.stack(weights.bounds, dim=1), weights.effective_sample_size()  # (B, M), (B,)
-    return Bounds(rate_sum / samples, distortion_sum / samples, curve[:, -1], effective, curve)
+    encoded, size = model.encode(x), max(1, CHUNK // len(x))
+    counts = [min(size, samples - start) for start in range(0, samples, size)]
+    chunks = [objective.log_weights(model, x, encoded, count, generator)[1:] for count in counts]
+    rate, distortion = (torch.cat(parts, dim=1).double() for parts in zip(*chunks, strict=True))  # (B, K) each
+    log_w = -(rate + distortion)
+    nll = [math.log(mark) - torch.logsumexp(log_w[:, :mark], dim=1) for mark in marks(samples)]  # (B,) each
+    effective = torch.exp(2 * torch.logsumexp(log_w, dim=1) - torch.logsumexp(2 * log_w, dim=1))
+    return Bounds(rate.mean(dim=1), distortion.mean(dim=1), nll[-1], effective, torch.stack(nll, dim=1))
 
 
 def over_images(model: VAE, images: Tensor, samples: int, generator: torch.Generator, label: str) -> Bounds:
@@ -154,7 +124,9 @@ def doubt(values: dict[str, Any]) -> str | None:
     return None
 
 
-def evaluate(model: VAE, grey: Tensor, train: Tensor, config: Evaluate) -> tuple[Figures, Curve]:
+def evaluate(
+    model: VAE, grey: Tensor, train: Tensor, config: Evaluate
+) -> tuple[dict[str, Any], list[tuple[float, float, float, float]]]:
     """All of metrics/evaluation.json and plots/bound.csv: means over the images of the test split, in nats.
 
     The binarization is drawn once, from the seed alone, so that every model is scored on the same binary images. ELBO,
@@ -182,8 +154,8 @@ def evaluate(model: VAE, grey: Tensor, train: Tensor, config: Evaluate) -> tuple
     )
     packed = x.bool().cpu().numpy().tobytes()
     points = [(count, *means({"nll": nll}).values()) for count, nll in zip(marks(samples), binary.curve.T, strict=True)]
-    curve: Curve = [(count, nll, nll - error, nll + error) for count, nll, error in points]
-    figures: Figures = {
+    curve = [(count, nll, nll - error, nll + error) for count, nll, error in points]
+    figures: dict[str, Any] = {
         **values,
         "importance_samples": samples,
         "active_units": active_units(mu),

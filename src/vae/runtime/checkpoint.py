@@ -8,7 +8,7 @@ import io
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -101,12 +101,9 @@ def checkpoint(root: Path, key: str) -> Iterator[Checkpoint]:
     """The checkpoint of the training `key`, held by this process until it ends, however it ends."""
     folder = state_folder(root)
     path, lock = folder / f"{key}.pt", FileLock(folder / f"{key}.lock")
-    try:
+    with suppress(Timeout):
         lock.acquire(timeout=LOCK_SECONDS)
-    except Timeout:
-        yield Checkpoint(path, own=False)
-        return
     try:
-        yield Checkpoint(path, own=True)
+        yield Checkpoint(path, own=lock.is_locked)
     finally:
         lock.release()

@@ -69,7 +69,9 @@ def read_json(path: Path, **needed: type) -> dict[str, Any]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Replaces a file. It is whole, or as it was before, even if the power fails."""
+    """Replaces a file, and creates its folder if it is missing. The file is whole, or as it was before, even if the
+    power fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     try:
         with partial.open("wb") as file:
@@ -83,14 +85,12 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Writes a JSON file, and creates its folder if it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a JSON file."""
     write_whole(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
-    """Writes a CSV file, and creates its folder if it is missing."""
+    """Writes a CSV file."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([columns, *rows])
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, text.getvalue().encode())

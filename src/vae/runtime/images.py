@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import struct
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -76,7 +75,7 @@ def _read_idx(folder: Path, names: tuple[str, ...], resize: bool) -> Part:
     images, labels = (_idx(folder, name, kind) for name, kind in zip(names, ("images", "labels"), strict=True))
     if len(images) != len(labels):
         raise InputError(f"{folder}: {names[0]} has {len(images)} images, but {names[1]} has {len(labels)} labels")
-    if images.shape[1:] != SIZE and len(images):
+    if images.shape[1:] != SIZE:
         images = np.stack([_fitted(Image.fromarray(image), folder / names[0], resize) for image in images])
     return images, labels
 
@@ -86,15 +85,12 @@ def _idx(folder: Path, name: str, kind: str) -> np.ndarray:
     path = _find(folder, name)
     if path is None:
         raise InputError(f"{folder / name}: no such file; a folder with IDX files must have all four")
-    path, header = _own(path, folder), idx.HEADER[kind]
+    path = _own(path, folder)
     try:
         content = path.read_bytes()
         content = idx.decompressed(content, MOST_BYTES) if path.suffix == ".gz" else content
-        magic, *shape = header.unpack_from(content)
-        if magic != idx.MAGIC[kind] or min(shape[1:], default=1) < 1 or len(content) != header.size + math.prod(shape):
-            raise ValueError("its header and its length disagree")
-        return np.frombuffer(content, np.uint8, offset=header.size).reshape(shape)
-    except (EOFError, zlib.error, struct.error, ValueError) as error:
+        return idx.array(np.frombuffer(content, np.uint8), kind)
+    except (EOFError, zlib.error, ValueError) as error:
         raise InputError(f"{path}: not a whole IDX file of {kind} in unsigned bytes ({error}); replace it") from error
 
 

@@ -28,10 +28,10 @@ class Feed:
         self.observer = observer
         self.pipe = observer.stdin.fileno()
         self.unsent = bytearray()
-        self.outcome = "FAILED"
         os.set_blocking(self.pipe, False)
 
-    def _send(self, message: dict[str, Any]) -> None:
+    def send(self, message: dict[str, Any]) -> None:
+        """Sends one line of JSON."""
         self.unsent += json.dumps(message).encode() + b"\n"
         self._flush()
 
@@ -40,25 +40,17 @@ class Feed:
             while self.unsent:
                 del self.unsent[: os.write(self.pipe, self.unsent)]
 
-    def open(self, params: Path, root: Path, key: str, machine: dict[str, str]) -> None:
-        """Names the training that the observer follows, and the machine on which it runs."""
-        self._send({"params": str(params), "root": str(root), "key": key, "machine": machine})
-
     def log(self, record: dict[str, Any], seconds: float) -> None:
         """Sends one epoch: a row of metrics/train.csv, and the time that it took."""
-        self._send({"record": record, "seconds": seconds})
+        self.send({"record": record, "seconds": seconds})
 
     def show(self, epoch: int, digits: bytes) -> None:
         """Sends digits that the model draws after this epoch: one grey byte for each of their 784 pixels."""
-        self._send({"epoch": epoch, "digits": base64.b64encode(zlib.compress(digits)).decode()})
-
-    def trained(self) -> None:
-        """Says that the training has ended well. The track stage will complete its run."""
-        self.outcome = "TRAINED"
+        self.send({"epoch": epoch, "digits": base64.b64encode(zlib.compress(digits)).decode()})
 
     def close(self, outcome: str) -> None:
         """Sends how the training ended, and waits a bounded time until the observer has stored everything."""
-        self._send({"outcome": outcome})
+        self.send({"outcome": outcome})
         assert self.observer.stdin
         left: float = GRACE_SECONDS
         while self.observer.poll() is None and left > 0:
@@ -98,11 +90,11 @@ def follow(
     and ends the run as KILLED."""
     feed = Feed(observer)
     if own:
-        feed.open(params, root, key, machine)
+        feed.send({"params": str(params), "root": str(root), "key": key, "machine": machine})
     outcome = "FAILED"
     try:
         yield feed
-        outcome = feed.outcome
+        outcome = "TRAINED"  # the track stage will complete the run
     except (SystemExit, KeyboardInterrupt):
         outcome = "KILLED"
         raise

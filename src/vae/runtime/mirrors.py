@@ -9,7 +9,7 @@ import tempfile
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,8 +56,6 @@ GZIP_MD5 = {
 }
 # fmt: on
 ARCHIVES = {"emnist-letters": "gzip.zip"}  # data sets that are published in one archive, with others
-
-Pause = Callable[[float], None]  # waits for that many seconds
 
 
 class Failure(NamedTuple):
@@ -125,7 +123,7 @@ def _transient(error: BaseException) -> bool:
     return isinstance(error, (requests.Timeout, urllib3.exceptions.HTTPError, EOFError))
 
 
-def _try(name: str, index: int, candidates: list[str], pause: Pause) -> tuple[bytes, list[Failure]]:
+def _try(name: str, index: int, candidates: list[str]) -> tuple[bytes, list[Failure]]:
     """One verified file from the first source that has it, and why the sources before it failed."""
     failures: list[Failure] = []
     most = MOST_ARCHIVE_BYTES if name in ARCHIVES else MOST_BYTES
@@ -135,17 +133,17 @@ def _try(name: str, index: int, candidates: list[str], pause: Pause) -> tuple[by
                 return _verified(name, index, _read(source, published(name)[index], most)), failures
             except SourceFailure as error:
                 if attempt + 1 < ATTEMPTS and _transient(error):
-                    pause(2.0**attempt)
+                    time.sleep(2.0**attempt)
                     continue
                 failures.append(_failure(source, error, public=source in MIRRORS[name]))
                 break
     return b"", failures
 
 
-def _contents(name: str, candidates: list[str], pause: Pause) -> Iterator[tuple[str, bytes]]:
+def _contents(name: str, candidates: list[str]) -> Iterator[tuple[str, bytes]]:
     """The verified files of a data set, by name. Raises InputError if no source has one of them."""
     for index, file in enumerate(published(name)):
-        content, failures = _try(name, index, candidates, pause)
+        content, failures = _try(name, index, candidates)
         if not content:
             wanted, told = ARCHIVES.get(name, "the four .gz files"), "; ".join(map(str, failures))
             own = "; for images of your own: -S data.name=folder -S data.path=<folder>" * ("(MD5 " in told)
@@ -164,9 +162,8 @@ def _letters(archive: bytes) -> Iterator[tuple[str, bytes]]:
             name = file.replace("t10k", "test")
             content = idx.decompressed(members.read(f"gzip/emnist-letters-{name}.gz"), MOST_BYTES)
             if "images" in file:
-                start = idx.HEADER["images"].size
-                images = np.frombuffer(content, np.uint8, offset=start).reshape(-1, idx.SIDE, idx.SIDE)
-                content = content[:start] + images.transpose(0, 2, 1).tobytes()
+                images = idx.array(np.frombuffer(content, np.uint8), "images")
+                content = idx.header("images", len(images)) + images.transpose(0, 2, 1).tobytes()
             yield file, content
 
 
@@ -184,7 +181,7 @@ def unreachable(name: str, environment: dict[str, str]) -> list[Failure]:
     if name in ARCHIVES:
         return []
     smallest = FILES.index("t10k-labels-idx1-ubyte")
-    content, failures = _try(name, smallest, sources(name, environment), time.sleep)
+    content, failures = _try(name, smallest, sources(name, environment))
     return [] if content else failures
 
 
@@ -232,13 +229,13 @@ def digits() -> tuple[bytes, ...]:
 BUNDLED = {"digits": digits}  # data sets that need no network
 
 
-def download(name: str, folder: Path, environment: dict[str, str], pause: Pause = time.sleep) -> list[str]:
+def download(name: str, folder: Path, environment: dict[str, str]) -> list[str]:
     """Puts the four IDX files of a data set into `folder`, decompressed and verified; returns the sources to try.
-    `MNIST_MIRROR` in `environment` is tried first. `pause` waits for some seconds before another attempt.
+    `MNIST_MIRROR` in `environment` is tried first.
     Raises InputError if no source has a file. The message lists the sources, why each failed, and the way out."""
     if name in BUNDLED:
         write_files(folder, zip(FILES, BUNDLED[name](), strict=True))
         return ["an installed package"]
     candidates = sources(name, environment)
-    write_files(folder, _contents(name, candidates, pause))
+    write_files(folder, _contents(name, candidates))
     return [network.shown(source) for source in candidates]

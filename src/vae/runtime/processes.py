@@ -62,11 +62,12 @@ def _run(options: str, logs: str) -> int | str:
 
 def _reason(failures: dict[int, Any]) -> str:
     """The first of torchrun's failures, from which the others follow. They are given by the number of the process.
-    Processes can miss a killed one before torchrun does."""
+    Processes can miss a killed one before torchrun does. SIGTERM is what torchrun itself sends to the others."""
 
     def order(number: int) -> tuple[int, bool]:
         failure = failures[number]
-        return failure.timestamp - NOTICED_SECONDS * (failure.exitcode < 0), not Path(failure.error_file).is_file()
+        earlier = NOTICED_SECONDS if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM else 0
+        return failure.timestamp - earlier, not Path(failure.error_file).is_file()
 
     first = min(failures, key=order)
     failure = failures[first]
