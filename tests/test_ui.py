@@ -29,7 +29,7 @@ def free() -> str:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0"])
 def test_a_busy_port_is_named_with_the_way_out(busy, host):
-    with pytest.raises(InputError, match=rf"^HOST={host} PORT={busy}: Address already in use .*; PORT=5001 make ui"):
+    with pytest.raises(InputError, match=rf"^another program uses port {busy} .*; PORT=5001 make ui$"):
         ui.check_free(host, str(busy))
     ui.check_free(host, free())
 
@@ -42,9 +42,7 @@ def test_what_is_no_port_is_named(port):
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])  # addresses that no machine has
 def test_an_address_of_another_machine_is_named(host):
-    with pytest.raises(
-        InputError, match=rf"^HOST={host} PORT=\d+: (Cannot assign|Name or service).*HOST=0\.0\.0\.0 make ui"
-    ):
+    with pytest.raises(InputError, match=rf"^HOST={host}: no address of this machine; make ui HOST=0\.0\.0\.0"):
         ui.check_free(host, free())
 
 

@@ -3,6 +3,7 @@
 from vae.runtime import command
 from vae.runtime.network import shown
 
+import errno
 import os
 import socket
 import sys
@@ -50,10 +51,12 @@ def check_free(host: str, port: str) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, int(port)))
+        except PermissionError as error:
+            raise InputError(f"PORT={port}: only root may use it; PORT=5001 make ui") from error
         except OSError as error:
-            ways = f"PORT=5001 make ui takes another port, and HOST={EVERY} make ui all addresses"
-            message = f"HOST={host} PORT={port}: {error.strerror} (AirPlay uses 5000 on macOS); {ways}"
-            raise InputError(message) from error
+            busy = f"another program uses port {port} (AirPlay uses 5000 on macOS); PORT=5001 make ui"
+            wrong = f"HOST={host}: no address of this machine; make ui HOST={EVERY} takes all of them"
+            raise InputError(busy if error.errno == errno.EADDRINUSE else wrong) from error
 
 
 def allowed(host: str, port: str) -> dict[str, str]:

@@ -39,5 +39,5 @@ def test_the_ui_opens_with_the_runs_of_the_project(project: Project, tmp_path):
 
     assert [status(name) for name in (socket.gethostname(), "localhost", "127.0.0.1")] == [200] * 3
     assert status("elsewhere.example.org") == 403
-    assert f"PORT={port}: Address already in use" in project.error(*command[1:3], "127.0.0.1", port, "--open", "")
+    assert f"another program uses port {port}" in project.error(*command[1:3], "127.0.0.1", port, "--open", "")
     project.stop()
