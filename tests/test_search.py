@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sqlite3
+from contextlib import closing
 from types import SimpleNamespace
 
 import optuna
@@ -185,6 +187,15 @@ def test_a_wrong_database_is_one_line_without_the_password(worker, monkeypatch, 
     assert message in str(caught.value)
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_study_cannot_share_the_database_of_mlflow(worker, tmp_path, monkeypatch):
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
+        database.execute("CREATE TABLE alembic_version (version_num TEXT)")
+        database.execute("INSERT INTO alembic_version VALUES ('of mlflow')")
+    monkeypatch.setenv(search.ADDRESS, f"sqlite:///{tmp_path / 'mlflow.db'}")
+    with pytest.raises(InputError, match=r"a study needs a database of its own, not MLflow's$"):
+        worker()
 
 
 @pytest.mark.parametrize("remote", ["no-such-remote", "http://me:secret@127.0.0.1:9/vae.git", "--all"])

@@ -213,7 +213,7 @@ class Worker:
         deadline = time.monotonic() + GRACE_SECONDS
         while True:
             runs = self.store.find({"mlflow.runName": name})
-            if runs and all(run.info.status != "RUNNING" for run in runs) or time.monotonic() > deadline:
+            if (runs and all(run.info.status != "RUNNING" for run in runs)) or time.monotonic() > deadline:
                 return runs
             time.sleep(1)
 
