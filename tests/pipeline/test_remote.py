@@ -109,7 +109,7 @@ def test_a_clone_gets_files_and_experiments_from_a_folder(project, tmp_path, req
     assert "nothing to mend" in clone.script(DOCTOR, *RESULT).stdout
 
     the_model_in_another_project(first, tmp_path)
-    every_name_leads_to_the_run(clone, run_id)
+    every_name_leads_to_the_run(clone, run_id, first)
 
 
 def the_model_in_another_project(project: Project, folder: Path) -> None:
@@ -124,15 +124,19 @@ def the_model_in_another_project(project: Project, folder: Path) -> None:
     assert hashlib.sha256(model).hexdigest() == project.hashes()["models/vae.safetensors"]
 
 
-def every_name_leads_to_the_run(project: Project, run_id: str) -> None:
+def every_name_leads_to_the_run(project: Project, run_id: str, first: Project) -> None:
     """After DVC has applied, renamed or saved an experiment, or made a branch of it. Old names lead there too."""
     project.run("git", "restore", ".")
     project.dvc("exp", "apply", NAME)
-    assert project.recorded() == run_id
     assert "up to date" in project.dvc("repro").stdout
+    assert project.recorded() in first.runs()  # as in the commit of the experiment, which nothing can change
+    project.script(SYNC, *RESULT, "")
+    assert project.recorded() == run_id
     project.dvc("exp", "save", "--name", "saved", "dvc.yaml")
     project.dvc("exp", "rename", NAME, "renamed")
-    project.dvc("exp", "branch", "renamed", "branch")
+    assert "`make sync REV=renamed` gives it one" in project.error(WHICH, *RESULT, "renamed")
+    project.script(SYNC, *RESULT, "renamed")
+    project.dvc("exp", "branch", "saved", "branch")
     for name in (NAME, "saved", "renamed"):
         assert f"MLflow run {run_id} " in project.script(WHICH, *RESULT, name).stdout
     assert f"MLflow run {run_id}" in project.script(SYNC, *RESULT, "branch", "--dry").stdout
