@@ -66,9 +66,10 @@ test-matrix: setup  ## every way in which a pipeline starts and ends, on every k
 	@python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-scale.lock
 	@touch $@
 
+# One file after the other, because a file shares its servers. The farm takes longest, and comes first.
 test-scale: setup  ## a team's server, its cache, its searches, many processes; skips what this machine lacks
 	@$(MAKE) --no-print-directory .venv/scale || echo "tests that need requirements-scale.lock are skipped"
-	python -m pytest -q -rs -m scale -n 2 --dist loadfile
+	python -m pytest -q -rs -m scale -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup  ## format, lint, types, and the deps of the stages, by pre-commit
 	pre-commit run --all-files

@@ -23,6 +23,16 @@ def test_every_make_target_that_they_use_exists():
     assert {"run", "setup", "server", "test-scale", ".venv/scale"} <= used <= TARGETS
 
 
+def test_ci_runs_what_a_contributor_runs():
+    """The workflow installs what only root may install, and leaves the rest to the script."""
+    assert re.findall(r"^make (.*)$", (ROOT / ".ci/run").read_text(), flags=re.M) == ["lint", "test", "test-scale"]
+    steps = yaml.safe_load(WORKFLOW.read_text())["jobs"]["test"]["steps"]
+    assert [step["run"] for step in steps if "run" in step][-2:] == [
+        "sudo apt-get install -y -qq postgresql",
+        ".ci/run",
+    ]
+
+
 def test_every_image_and_every_action_has_a_version():
     images = re.findall(r"^FROM (\S+)", (ROOT / "Dockerfile").read_text(), flags=re.M)
     stages = set(re.findall(r"^FROM .* AS (\w+)$", (ROOT / "Dockerfile").read_text(), flags=re.M))

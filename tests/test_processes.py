@@ -37,8 +37,9 @@ def test_an_error_is_the_reason_although_torchrun_had_to_kill_another(failure):
 
 
 def test_the_first_error_with_a_message_is_the_reason(failure):
-    """A process that torchrun has ended in the same second says nothing."""
-    assert processes._reason({0: failure(143, 10), 1: failure(1, 10, "no such file")}) == "no such file"
+    """A process that torchrun has ended in the same second says nothing, also if it had only begun to start."""
+    for ended in (143, -15):
+        assert processes._reason({0: failure(ended, 10), 1: failure(1, 10, "no such file")}) == "no such file"
     assert "process 1 of the training ended with exit code 1" in processes._reason({1: failure(1, 9)})
 
 
@@ -81,3 +82,15 @@ def test_under_torchrun_an_error_goes_into_a_file(monkeypatch, tmp_path, capsys)
         command.run(fail)
     assert json.loads((tmp_path / "error").read_text())["message"] == "thing: wrong"
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("under_torchrun", "said"), [(False, "interrupted\n"), (True, "")])
+def test_an_interrupt_is_one_line_of_torchruns_own_process(monkeypatch, capsys, under_torchrun, said):
+    """Torchrun also ends the processes that are left if one fails, and the line must say why that one failed."""
+    if under_torchrun:
+        monkeypatch.setenv(command.ERROR_FILE, "error")
+    monkeypatch.setattr(command, "last_words", "interrupted")
+    monkeypatch.setattr(command.os, "_exit", sys.exit)
+    with pytest.raises(SystemExit, match=r"^143$"):
+        command.leave(143)
+    assert capsys.readouterr().err == said

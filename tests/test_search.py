@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sqlite3
+from contextlib import closing
 from types import SimpleNamespace
 
 import optuna
@@ -101,10 +103,10 @@ def worker(empty, tmp_path, root, monkeypatch):
     monkeypatch.setattr(search, "revision", lambda *_: None)
     monkeypatch.setenv(search.ADDRESS, f"sqlite:///{tmp_path / 'study.db'}")
 
-    def make(clone: str = "a", **changes: object) -> search.Worker:
+    def make(clone: str = "a", remote: str = "", **changes: object) -> search.Worker:
         monkeypatch.setattr(search.repository, "address", lambda _: clone)
         (tmp_path / "search.yaml").write_text(yaml.safe_dump(GOOD | changes))
-        return search.Worker(root / "params.yaml", tmp_path / "search.yaml", root / "metrics/validation.json", "")
+        return search.Worker(root / "params.yaml", tmp_path / "search.yaml", root / "metrics/validation.json", remote)
 
     return make
 
@@ -185,6 +187,41 @@ def test_a_wrong_database_is_one_line_without_the_password(worker, monkeypatch, 
     assert message in str(caught.value)
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_study_cannot_share_the_database_of_mlflow(worker, tmp_path, monkeypatch):
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
+        database.execute("CREATE TABLE alembic_version (version_num TEXT)")
+        database.execute("INSERT INTO alembic_version VALUES ('of mlflow')")
+    monkeypatch.setenv(search.ADDRESS, f"sqlite:///{tmp_path / 'mlflow.db'}")
+    with pytest.raises(InputError, match=r"a study needs a database of its own, not MLflow's$"):
+        worker()
+
+
+@pytest.mark.parametrize("remote", ["no-such-remote", "http://me:secret@127.0.0.1:9/vae.git", "--all"])
+def test_a_wrong_remote_is_one_line_before_the_first_trial(worker, remote):
+    with pytest.raises(InputError, match=r"^PUSH=.*`git remote --verbose` lists the remotes$") as caught:
+        worker(remote=remote)
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("statuses", [["KILLED"], ["RUNNING", "KILLED"], ["", "RUNNING", "KILLED"]])
+def test_a_pruned_trial_waits_for_the_observer_of_its_training(worker, monkeypatch, statuses):
+    """Otherwise a run that is late would not say why its training was ended."""
+    one, asked = worker(), iter(statuses)
+    monkeypatch.setattr(search.time, "sleep", lambda _: None)
+
+    def find(_tags: dict[str, str]) -> list[SimpleNamespace]:
+        status = next(asked)
+        return [SimpleNamespace(info=SimpleNamespace(status=status))] if status else []
+
+    one.store.find = find
+    assert [run.info.status for run in one.ended_runs("s-0")] == ["KILLED"]
+    assert list(asked) == []
+    monkeypatch.setattr(search, "GRACE_SECONDS", -1)
+    one.store.find = lambda _: []
+    assert one.ended_runs("s-0") == []  # the store did not follow this training
 
 
 def test_trials_that_fail_one_after_the_other_end_the_worker(worker, monkeypatch):

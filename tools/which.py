@@ -22,6 +22,8 @@ def main(params: Path, result: Path, name: str) -> None:
     }
     held = [run for run_id, run in found.items() if run_id in recorded]
     named = [run for run_id, run in found.items() if name in (run_id, run.info.run_name, *experiment_names(run))]
+    if recorded and not (held or named):
+        raise InputError(f"{name}: this experiment has no run in this store; `make sync REV={name}` gives it one")
     if not (held or named):
         raise InputError(f"{name or 'NAME='}: no DVC experiment with a run, and no MLflow run; see `make doctor`")
     for run in held or named:  # a name that was used twice is the run that the experiment holds now

@@ -75,7 +75,7 @@ def in_clone(project: Project, folder: Path) -> Project:
 
 def recorded_in_a_clone(first: Project, folder: Path) -> Project:
     """A clone that gets the files from the remote. Nothing runs there, and the present state gets its run."""
-    first.dvc("push", "--run-cache")
+    first.dvc("push", "--run-cache", "--all-commits")
     clone = in_clone(first, folder)
     assert "up to date" in clone.dvc("repro", "--pull", "--allow-missing").stdout
     assert not (clone.folder / "data").exists()  # what is up to date is not fetched
@@ -88,6 +88,11 @@ def recorded_in_a_clone(first: Project, folder: Path) -> Project:
     return clone
 
 
+def keys(project: Project) -> set[str]:
+    """The keys of all states that have a run."""
+    return {run.data.tags["vae.key"] for run in project.runs().values()}
+
+
 def test_a_clone_gets_files_and_experiments_from_a_folder(project, tmp_path, request):
     first = with_remote(project, "folder", tmp_path, request)
     first.dvc("exp", "run", "--temp", "--name", NAME, "--set-param", "evaluate.seed=5")
@@ -98,12 +103,13 @@ def test_a_clone_gets_files_and_experiments_from_a_folder(project, tmp_path, req
     assert f"experiment {NAME} (" in clone.script(DOCTOR, *RESULT, check=False).stdout
     clone.script(SYNC, *RESULT, NAME)
     (run_id,) = clone.runs().keys() - {present}
+    assert keys(clone) == keys(first)
     assert clone.assert_whole(run_id).data.tags["dvc.experiments"] == "mine\\,too"
     assert f"{run_id} ({NAME}, FINISHED) is DVC experiment {NAME};" in clone.script(WHICH, *RESULT, NAME).stdout
     assert "nothing to mend" in clone.script(DOCTOR, *RESULT).stdout
 
     the_model_in_another_project(first, tmp_path)
-    every_name_leads_to_the_run(clone, run_id)
+    every_name_leads_to_the_run(clone, run_id, first)
 
 
 def the_model_in_another_project(project: Project, folder: Path) -> None:
@@ -118,15 +124,19 @@ def the_model_in_another_project(project: Project, folder: Path) -> None:
     assert hashlib.sha256(model).hexdigest() == project.hashes()["models/vae.safetensors"]
 
 
-def every_name_leads_to_the_run(project: Project, run_id: str) -> None:
+def every_name_leads_to_the_run(project: Project, run_id: str, first: Project) -> None:
     """After DVC has applied, renamed or saved an experiment, or made a branch of it. Old names lead there too."""
     project.run("git", "restore", ".")
     project.dvc("exp", "apply", NAME)
-    assert project.recorded() == run_id
     assert "up to date" in project.dvc("repro").stdout
+    assert project.recorded() in first.runs()  # as in the commit of the experiment, which nothing can change
+    project.script(SYNC, *RESULT, "")
+    assert project.recorded() == run_id
     project.dvc("exp", "save", "--name", "saved", "dvc.yaml")
     project.dvc("exp", "rename", NAME, "renamed")
-    project.dvc("exp", "branch", "renamed", "branch")
+    assert "`make sync REV=renamed` gives it one" in project.error(WHICH, *RESULT, "renamed")
+    project.script(SYNC, *RESULT, "renamed")
+    project.dvc("exp", "branch", "saved", "branch")
     for name in (NAME, "saved", "renamed"):
         assert f"MLflow run {run_id} " in project.script(WHICH, *RESULT, name).stdout
     assert f"MLflow run {run_id}" in project.script(SYNC, *RESULT, "branch", "--dry").stdout
@@ -135,7 +145,16 @@ def every_name_leads_to_the_run(project: Project, run_id: str) -> None:
 
 def test_a_clone_gets_files_from_s3_and_errors_show_no_key(project, tmp_path, request):
     """The errors of DVC and of `make sync` name the way out."""
-    project = recorded_in_a_clone(with_remote(project, "S3", tmp_path, request), tmp_path)
+    first = with_remote(project, "S3", tmp_path, request)
+    first.params(generate={"seed": 1})
+    first.dvc("repro")
+    first.commit()  # the second state
+    first.run("git", "push", "--quiet", "origin", "main")
+    project = recorded_in_a_clone(first, tmp_path)
+    project.dvc("fetch", "--all-commits")
+    project.script(SYNC, *RESULT, "HEAD~1")
+    assert len(keys(project)) == len(project.runs()) == 2
+    assert keys(project) == keys(first)
     project.run("git", "restore", ".")
     (project.folder / "models/vae.safetensors").unlink()
     for path in (project.folder / ".dvc/cache/files/md5").rglob("*"):

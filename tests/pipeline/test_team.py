@@ -16,13 +16,14 @@ from tests.pipeline.postgres import ENCODED, PASSWORD
 from tests.pipeline.project import CURVE, LIMIT_SECONDS, ROOT, Project, clean_environment, server
 from vae import params
 from vae.tracking import registry
-from vae.tracking.store import Store
+from vae.tracking.store import CHAMPION_METRIC, Store, Tag
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.scale]
 
 ADMIN = ("admin", "a long pass/word")
 USERS = {"ann": "the password of ann", "ben": "the password of ben"}
 RESULT = ("params.yaml", "metrics/mlflow.json")
+SEARCH = ("tools/search.py", "params.yaml", "search.yaml", "metrics/validation.json", "")
 # The helper of the tests adds `--port` to a command. MLflow reads a variable too.
 START = f'MLFLOW_PORT="$2" exec python "{ROOT}/tools/server.py" --auth'
 
@@ -108,13 +109,12 @@ def test_two_clones_record_compare_register_and_reproduce(project, team, tmp_pat
 
 def race(project: Project, values: dict[str, float], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two machines register the models of two runs. Each has compared its own before the other moves the alias."""
-    config = params.load(project.folder / "params.yaml")
-    config = config.model_copy(update={"track": config.track.model_copy(update={"registered_model": name})})
+    experiment = params.load(project.folder / "params.yaml").track.experiment
     compared, failures = threading.Barrier(2, timeout=LIMIT_SECONDS), []
     monkeypatch.setenv("MLFLOW_TRACKING_URI", project.uri)
 
     def machine(run_id: str, value: float) -> None:
-        store = Store(project.folder, config.track.experiment)
+        store = Store(project.folder, experiment)
         move, moves = store.set_registered_model_alias, iter([compared.wait])
 
         def moved(*arguments: object) -> None:
@@ -123,7 +123,9 @@ def race(project: Project, values: dict[str, float], name: str, monkeypatch: pyt
 
         store.set_registered_model_alias = moved
         try:
-            registry.register(store, config, run_id, store.model_of(store.get_run(run_id)), value, "split")
+            run = store.get_run(run_id)
+            scored = {CHAMPION_METRIC: repr(value), registry.SPLIT: "split"}
+            registry.register(store, name, run_id, store.model_of(run), scored, run.data.tags[Tag.MODEL], "")
         except BaseException as error:
             compared.abort()
             failures.append(error)
@@ -136,8 +138,8 @@ def race(project: Project, values: dict[str, float], name: str, monkeypatch: pyt
         thread.join()
     assert failures == []
     client = MlflowClient(project.uri)
-    assert client.get_model_version_by_alias(f"{name}-digits", registry.CHAMPION).run_id == min(values, key=values.get)
-    assert len(client.search_model_versions(f"name = '{name}-digits'")) == 2
+    assert client.get_model_version_by_alias(name, registry.CHAMPION).run_id == min(values, key=values.get)
+    assert len(client.search_model_versions(f"name = '{name}'")) == 2
 
 
 @pytest.mark.parametrize(
@@ -166,6 +168,10 @@ def test_a_wrong_server_password_or_database_is_one_line_without_the_password(pr
         line = wrong.error("tools/sync.py", *RESULT, "")
         assert reason in line
         assert not any(part in line for part in (secret, ENCODED, PASSWORD, PASSWORD.partition("@")[2]))
+    wrong.environment |= {"MLFLOW_TRACKING_URI": project.uri, "VAE_STUDY": database.replace(ENCODED, secret)}
+    line = wrong.error(*SEARCH)
+    assert line.startswith("error: VAE_STUDY postgresql://***@127.0.0.1:")
+    assert line.endswith('password authentication failed for user "team"; check VAE_STUDY\n')
 
 
 def test_a_server_that_cannot_start_says_why_in_one_line(project, database):

@@ -3,11 +3,12 @@
 import signal
 import socket
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.pipeline.project import command_line, wait_for
+from tests.pipeline.project import EPOCHS, command_line, wait_for
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.scale]
 
@@ -27,8 +28,9 @@ def worker(project, rank: str) -> psutil.Process:
     return wait_for(found)
 
 
-def test_killed_process_ends_the_run_and_the_next_start_gives_the_same_bits(project):
-    """The training that was not killed runs on two nodes with one process each, and gives the same bits too."""
+def test_a_killed_process_ends_the_run_and_the_next_start_makes_it_whole_with_the_same_bits(project):
+    """The environment alone asks for two processes: params.yaml and dvc.yaml have no trace of it, but the record has.
+    The training that was not killed runs on two nodes with one process each, and gives the same bits too."""
     project.params(train={"seed": 21})
     before = project.runs()
     with project.after_one_epoch(lambda: project.train("killed", TORCHRUN=TWO)) as training:
@@ -37,16 +39,19 @@ def test_killed_process_ends_the_run_and_the_next_start_gives_the_same_bits(proj
         worker(project, "1").kill()
         done = training.finish()
     assert done.returncode == 1
-    assert done.stderr.endswith(
-        "error: process 1 of the training was killed (SIGKILL); run the same command to go on\n"
-    )
-    assert "Traceback" not in done.stderr
+    assert done.stderr == "error: process 1 of the training was killed (SIGKILL); run the same command to go on\n"
     wait_for(lambda: project.status(run) != "RUNNING")
     assert project.status(run) in ("FAILED", "KILLED")
     assert not (project.folder / "killed/vae.safetensors").exists()
 
-    assert "resuming after epoch 1" in project.train("killed", TORCHRUN=TWO).ended()
-    assert project.runs().keys() - before.keys() == {run}  # the same run goes on
+    assert "resuming after epoch 1" in project.dvc("repro", TORCHRUN=TWO).stdout
+    assert project.recorded() == run  # the same run goes on
+    tags = project.assert_whole(run).data.tags
+    assert project.epochs(run) == list(range(1, EPOCHS + 1))
+    assert tags["machine.processes"] == tags["model.processes"] == "2"
+    assert tags["model.device"] == "cpu"
+    project.dvc("repro")  # one process again: nothing has changed
+    assert project.runs().keys() - before.keys() == {run}
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -57,21 +62,8 @@ def test_killed_process_ends_the_run_and_the_next_start_gives_the_same_bits(proj
     assert "epoch 1 of" in first.ended()
     assert second.ended() == ""
     assert not (project.folder / "node1").exists()  # process 0 alone writes
-    for name in ("vae.safetensors", "train.csv"):
-        assert (project.folder / "killed" / name).read_bytes() == (project.folder / "node0" / name).read_bytes()
-
-
-def test_dvc_repro_in_two_processes_is_one_whole_run(project):
-    """The environment alone says so: params.yaml and dvc.yaml have no trace of it, but the record has."""
-    before = project.runs()
-    project.params(train={"seed": 22})
-    project.dvc("repro", TORCHRUN=TWO)
-    run = project.assert_whole(project.recorded())
-    assert project.runs().keys() - before.keys() == {run.info.run_id}
-    assert run.data.tags["model.processes"] == "2"
-    assert run.data.tags["model.device"] == "cpu"
-    project.dvc("repro")  # one process again: nothing has changed
-    assert project.runs().keys() - before.keys() == {run.info.run_id}
+    for name in ("models/vae.safetensors", "metrics/train.csv"):
+        assert (project.folder / name).read_bytes() == (project.folder / "node0" / Path(name).name).read_bytes()
 
 
 def test_a_killed_torchrun_leaves_no_process_behind(project):

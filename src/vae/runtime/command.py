@@ -51,13 +51,15 @@ limit_instructions(sys.argv)
 
 INTERRUPT_SECONDS = 2  # after which an interrupt ends the process, whatever it waits for
 last_words = "interrupted"  # the line with which an interrupted script ends
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # the variable with the file from which torchrun reads the error of a process
 
 
 def leave(status: int) -> NoReturn:
     """Ends the process now. Unloading torch would take most of a second, and waiting for threads of a client library
-    could take forever. Files are closed, and the kernel releases the locks."""
+    could take forever. Files are closed, and the kernel releases the locks. An interrupted process under torchrun says
+    nothing: torchrun's own process says it once, or says which process has failed."""
     with suppress(OSError, RuntimeError):  # a full disk, a closed pipe, or a print that this one interrupts
-        if status in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        if status in (128 + signal.SIGINT, 128 + signal.SIGTERM) and ERROR_FILE not in os.environ:
             print(last_words, file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -132,7 +134,7 @@ def _parser(main: Callable[..., None]) -> argparse.ArgumentParser:
 
 def _report(message: str) -> None:
     """Prints an error. Under torchrun all processes would, so each writes it into the file that torchrun reads."""
-    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+    if file := os.environ.get(ERROR_FILE):
         content = {"message": message.removeprefix("error: "), "timestamp": int(time.time())}
         Path(file).write_text(json.dumps(content))
     else:

@@ -1,5 +1,7 @@
 """Training in several processes: if TORCHRUN has options of PyTorch's torchrun, a script starts itself under it."""
 
+from vae.runtime import command
+
 import contextlib
 import ctypes
 import io
@@ -34,7 +36,10 @@ def launch() -> None:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         logging.disable()  # one line says what went wrong
         with tempfile.TemporaryDirectory() as logs:
-            sys.exit(_run(options, logs))
+            status = _run(options, logs)
+        if isinstance(status, int):
+            command.leave(status)
+        sys.exit(status)
 
 
 def _run(options: str, logs: str) -> int | str:

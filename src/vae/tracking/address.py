@@ -26,7 +26,8 @@ DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 SERVERS = ("http://", "https://", "databricks")  # they have a place of their own for files
 PACKAGES = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 LOCKED_SECONDS = 150  # that SQLite waits for another process
-DATABASE_CURES = {  # for what SQLite says
+DATABASE_CURES = {  # for what SQLite and optuna say
+    "no longer compatible with the table schema": "a study needs a database of its own, not MLflow's",
     "database is locked": "another process holds it; end that, and start again",
     "disk is full": "make room, and start again",
     "readonly database": "make the file and its folder writable, and start again",

@@ -2,6 +2,7 @@
 The study is in a database, which workers on many machines may share. A worker runs one trial at a time."""
 
 from vae.runtime import repository
+from vae.runtime.live import GRACE_SECONDS
 
 import os
 import re
@@ -18,6 +19,7 @@ from typing import Any
 import optuna
 import yaml
 from filelock import FileLock
+from mlflow.entities import Run
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 from pydantic import ValidationError
@@ -26,10 +28,10 @@ from sqlalchemy import NullPool, create_engine, text
 from vae import params
 from vae.errors import InputError
 from vae.tracking import sweep
-from vae.tracking.address import absolute, sqlite_file, store_errors
+from vae.tracking.address import absolute, shown, sqlite_file, store_errors
 from vae.tracking.experiments import content, revision, with_values
 from vae.tracking.store import CHAMPION_METRIC, Store, Tag, store_lock
-from vae.tracking.worktree import execute
+from vae.tracking.worktree import execute, git
 
 ADDRESS = "VAE_STUDY"  # the variable with the address of the database
 BEAT_SECONDS = 10  # between two signs of life of a worker
@@ -89,11 +91,20 @@ class Worker:
         self.uri = absolute(os.environ.get(ADDRESS, "").strip() or "sqlite:///search.db", self.root)
         self.place = repository.address(self.root)
         self.store = Store(repository.main_repository(), parsed.track.experiment)
+        if remote:
+            self.reach()
         models = remote and execute(["dvc", "remote", "default"], self.root).strip()
         self.remote_options = [] if models else ["--no-cache"]  # without a DVC remote, models stay in their clones
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.simplefilter("ignore")  # optuna calls heartbeats experimental
         self.open(search, parsed.model_dump(include={*params.TRAINING}, mode="json"))
+
+    def reach(self) -> None:
+        """Raises InputError if the git remote cannot be reached: before a trial, whose result it could not take."""
+        try:
+            git("ls-remote", "--", self.remote, folder=self.root)
+        except InputError as error:
+            raise InputError(f"PUSH={shown(self.remote)}: {error}; `git remote --verbose` lists the remotes") from error
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -191,11 +202,20 @@ class Worker:
                 execute(["dvc", "exp", "push", *self.remote_options, self.remote, name], self.root)
             return TrialState.COMPLETE, float(content(found, self.result, self.root)[CHAMPION_METRIC])
         with store_errors(self.store.uri):
-            for run in self.store.find({"mlflow.runName": name}) if behind else []:
+            for run in self.ended_runs(name) if behind else []:
                 self.store.set_tags(run.info.run_id, {Tag.PRUNED: behind})
                 checkpoint = f"{run.data.tags.get(Tag.TRAINING)}.pt"  # nobody goes on with this training
                 (repository.state_folder(self.store.root) / checkpoint).unlink(missing_ok=True)
         return TrialState.PRUNED if behind else TrialState.FAIL, None
+
+    def ended_runs(self, name: str) -> list[Run]:
+        """The runs of a training that was ended. Waits a bounded time until its observer has ended them too."""
+        deadline = time.monotonic() + GRACE_SECONDS
+        while True:
+            runs = self.store.find({"mlflow.runName": name})
+            if (runs and all(run.info.status != "RUNNING" for run in runs)) or time.monotonic() > deadline:
+                return runs
+            time.sleep(1)
 
     def train(self, trial: Trial, name: str) -> str:
         """Runs an experiment in a copy, and ends it early if its validation curve is behind. Returns the reason."""

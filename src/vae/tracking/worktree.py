@@ -49,7 +49,7 @@ def execute(command: list[str], folder: Path = Path(), environment: dict[str, st
         last = written.splitlines()[-1].strip() if written else ""
         said = shown(" ".join(first[0].split()) if first else last)[:500]
         words = " ".join(["git", *command[len(OPTIONS) + 1 :]][:3] if command[0] == "git" else command)
-        raise InputError(f"`{words}` failed in {folder.resolve()}: {said or f'exit code {done.returncode}'}")
+        raise InputError(f"`{shown(words)}` failed in {folder.resolve()}: {said or f'exit code {done.returncode}'}")
     return done.stdout
 
 
