@@ -26,7 +26,7 @@ from vae.tracking import store as stores
 from vae.tracking.address import store_errors
 from vae.tracking.experiments import commits
 from vae.tracking.places import local_path
-from vae.tracking.store import Store, Tag
+from vae.tracking.store import CHAMPION_METRIC, Store, Tag
 
 
 @pytest.fixture
@@ -226,6 +226,14 @@ def test_any_number_of_values_can_be_logged(real_store):
     assert real_store.get_run(run_id).data.params == {name: str(value) for name, value in params.items()}
     history = real_store.get_metric_history(run_id, "a")
     assert {point.step: point.value for point in history} == {step: row["a"] for step, row in rows}
+
+
+def test_the_metric_that_chooses_models_is_the_first_of_a_run(real_store):
+    """MLflow's page that compares runs opens with the first metric that they have."""
+    run_id = real_store.create_run(real_store.experiment.experiment_id).info.run_id
+    for epoch in (1, 2):
+        real_store.log_metrics(run_id, [(epoch, {"train_neg_elbo_nats": 3.0, CHAMPION_METRIC: 2.0, "lr": 1.0})])
+    assert next(iter(real_store.get_run(run_id).data.metrics)) == CHAMPION_METRIC
 
 
 def test_a_value_that_is_no_number_is_left_out(real_store):

@@ -213,10 +213,10 @@ class Store(MlflowClient):
         self.log_batch(run_id, params=[Param(name, str(value)) for name, value in values.items()])
 
     def log_metrics(self, run_id: str, rows: list[tuple[int, dict[str, float]]]) -> None:
-        """Logs (step, values) rows, and leaves out values that are NaN."""
+        """Logs (step, values) rows without NaN. CHAMPION_METRIC comes first: it is shown when runs are compared."""
         now = int(time.time() * 1000)
         items = [Metric(name, value, now, step) for step, row in rows for name, value in row.items() if value == value]
-        self.log_batch(run_id, metrics=items)
+        self.log_batch(run_id, metrics=sorted(items, key=lambda item: item.key != CHAMPION_METRIC))
 
     def epochs(self, run_id: str) -> set[int]:
         """The epochs that are in the curves of a run."""
