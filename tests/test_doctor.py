@@ -1,5 +1,6 @@
 """What the doctor says of git, the environment and the machine. Runs and experiments: tests/pipeline."""
 
+import os
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -59,6 +60,22 @@ def test_an_identity_that_is_missing_is_a_finding_unless_dvc_has_a_stand_in(repo
     assert "git config --global user.email" in line
     monkeypatch.setenv("GIT_COMMITTER_NAME", "vae-pipeline")
     assert [item.left for item in doctor.git(here())] == [False]
+
+
+@pytest.mark.parametrize("name", ["index.lock", "refs/exps/exec/EXEC_MERGE.lock"])
+def test_a_lock_of_a_killed_git_is_removed_and_a_new_one_stays(repository, tmp_path, name):
+    """`dvc exp run` that was killed while it wrote a reference fails ever after, with `File exists`."""
+    lock = tmp_path / ".git" / name
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    lock.touch()
+    assert said(doctor.locks) == []
+    os.utime(lock, (0, 0))
+    (line,) = said(doctor.locks)
+    assert str(lock) in line
+    assert "MEND=1" in line
+    (mended,) = doctor.locks(here(mend=True))
+    assert not mended.left
+    assert not lock.exists()
 
 
 def test_a_cache_that_cannot_be_written_is_a_finding(repository, tmp_path, monkeypatch):

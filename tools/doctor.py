@@ -9,6 +9,7 @@ import os
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -30,6 +31,7 @@ from vae.tracking.places import settle, strayed
 from vae.tracking.store import Store, Tag, open_store
 from vae.tracking.sync import record_again
 
+LOCK_SECONDS = 60  # git holds a lock for a moment
 LEAST_BYTES = 2 << 30  # free space for the cache, the runs and a checkpoint
 NEWEST = 100  # runs whose files are looked at, because a store can have thousands
 
@@ -112,6 +114,15 @@ def git(here: Here) -> Iterator[Finding]:
     if unmerged := sorted(worktree.names("diff", "--name-only", "--relative", "--diff-filter=U", "-z")):
         way = "resolve code and params.yaml by hand, then `dvc repro`, `git add --update` and `git commit`"
         yield Finding(f"an unfinished merge of {', '.join(unmerged)}; {way}")
+
+
+def locks(here: Here) -> Iterator[Finding]:
+    """Locks that git or DVC left when it was killed. The next change of the same thing would fail."""
+    folder = repository.git_folder(here.root)[1]
+    for lock in sorted([*folder.glob("*.lock"), *folder.glob("refs/**/*.lock")]):
+        if time.time() - lock.stat().st_mtime > LOCK_SECONDS:
+            text = f"{lock} is of a git or DVC that was killed, and stops the next one"
+            yield mendable(here, text, "removes it", lock.unlink, "removed")
 
 
 def cache(here: Here) -> Iterator[Finding]:
@@ -238,7 +249,7 @@ def queue(here: Here) -> Iterator[Finding]:
 
 # Each part of the report has its checks, in this order. A check yields its findings, or nothing.
 CHECKS: dict[str, tuple[Callable[[Here], Iterator[Finding]], ...]] = {
-    "git": (git, cache),
+    "git": (git, locks, cache),
     "environment": (environment,),
     "store": (copied, stuck, damaged, champions),
     "links": (links,),
