@@ -205,7 +205,8 @@ class Soak:
             inject()
         except (Lost, AssertionError, subprocess.TimeoutExpired, pytest.fail.Exception) as error:
             outcome = "lost"
-            self.losses.append(f"{inject.__name__}: {' '.join(str(error).split())[:1000]}")
+            reason = " ".join(str(error).replace(str(self.project.folder), "project").split())[:1000]
+            self.losses.append(f"{inject.__name__}: {reason}")
             print(f"LOST: {self.losses[-1]}", file=sys.stderr, flush=True)
         for kind, count in self.counts.items():
             count[outcome] += count["injected"] - before.get(kind, 0)
