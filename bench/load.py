@@ -47,7 +47,8 @@ TINY: dict[str, dict[str, Any]] = {
     "evaluate": {"importance_samples": 4},
     "generate": {"rows": 3, "columns": 3, "interpolations": 2},
 }
-UNIQUE = ("vae.key", "vae.model_sha256", "dvc.experiments", "mlflow.runName")  # tags that no two runs share
+# Tags that no two of the copied runs share.
+UNIQUE = ("vae.key", "vae.training", "vae.model_sha256", "dvc.experiments", "mlflow.runName")
 # Runs a script, and prints the number of SQL statements that it sends.
 COUNTED = """
 import atexit, runpy, sys
