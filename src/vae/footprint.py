@@ -1,5 +1,6 @@
 """How much memory a training needs. It is measured, so a new architecture, prior or optimizer needs no change here."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -14,13 +15,26 @@ from vae.training import DECODED_AT_ONCE, Fit, build_optimizers
 
 
 def check(params: Params, images: Tensor, free: int) -> None:
-    """Raises InputError if a training on these images needs more than the `free` bytes. Shapes: (N, P) uint8."""
-    needed, keys = held_bytes(params), "the sizes in model"
-    if needed <= free:  # or nothing of that size is built
-        needed, keys = needed + step_bytes(params, images), f"train.batch_size, train.importance_samples or {keys}"
-    if needed > free:
-        text = f"needs about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; lower {keys}"
-        raise InputError(f"params.yaml: this training {text}")
+    """Raises InputError if a training on these images needs more than the `free` bytes. The message says how much it
+    needs, and names the key that saves most if it is halved. Shapes: (N, P) uint8."""
+    batch = min(params.train.batch_size, len(images))  # of which half is less
+    params = params.model_copy(update={"train": params.train.model_copy(update={"batch_size": batch})})
+    held = held_bytes(params)
+    if (needed := held if held > free else held + step_bytes(params, images)) > free:
+        costs = {key: held_bytes(half) + (held < needed and step_bytes(half, images)) for key, half in halved(params)}
+        key = min(costs, key=costs.__getitem__)
+        text = f"needs about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; lower {key} first"
+        raise InputError(f"params.yaml: {key}: this training {text}")
+
+
+def halved(params: Params) -> Iterator[tuple[str, Params]]:
+    """Each number or list of numbers of the sections `model` and `train`, with params in which it is half as large."""
+    for name in ("model", "train"):
+        section = getattr(params, name)
+        for key, value in section:
+            if isinstance(value, list) or type(value) is int:
+                half = [max(2, item // 2) for item in value] if isinstance(value, list) else max(2, value // 2)
+                yield f"{name}.{key}", params.model_copy(update={name: section.model_copy(update={key: half})})
 
 
 def held_bytes(params: Params) -> int:
