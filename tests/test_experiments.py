@@ -129,6 +129,11 @@ def test_which_prefers_the_run_that_the_experiment_holds(root, monkeypatch, caps
     assert all("is DVC experiment minute;" in line for line in lines)
 
 
+def test_which_without_a_name_says_how_to_name(root):
+    with pytest.raises(InputError, match=r"^nothing is named; `make which NAME="):
+        which.main(root / "params.yaml", RESULT, " ")
+
+
 def test_which_finds_a_run_by_any_name(root, tmp_path, monkeypatch, capsys):
     """A name is a part of the search in MLflow, in which some of its characters have another meaning."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")

@@ -10,7 +10,9 @@ from vae.tracking.store import Tag, open_store
 
 
 def main(params: Path, result: Path, name: str) -> None:
-    name, known, store = name.strip(), experiments(Path(), result), open_store(params)
+    if not (name := name.strip()):  # which would match every run
+        raise InputError("nothing is named; `make which NAME=<experiment or run>`")
+    known, store = experiments(Path(), result), open_store(params)
     recorded = {item.run_id for item in known if item.name == name}
     like = name.replace(",", "%").replace("'", "_")  # a comma has a backslash in the tag, and a quote ends the text
     ids = ", ".join(f"'{run_id}'" for run_id in {like, *recorded})
@@ -25,7 +27,7 @@ def main(params: Path, result: Path, name: str) -> None:
     if recorded and not (held or named):
         raise InputError(f"{name}: this experiment has no run in this store; `make sync REV={name}` gives it one")
     if not (held or named):
-        raise InputError(f"{name or 'NAME='}: no DVC experiment with a run, and no MLflow run; see `make doctor`")
+        raise InputError(f"{name}: no DVC experiment with a run, and no MLflow run; see `make doctor`")
     for run in held or named:  # a name that was used twice is the run that the experiment holds now
         tags, here = run.data.tags, ", ".join(item.name for item in experiments_of(run, known, found.keys()))
         print(
