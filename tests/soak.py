@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
@@ -205,7 +206,8 @@ class Soak:
             inject()
         except (Lost, AssertionError, subprocess.TimeoutExpired, pytest.fail.Exception) as error:
             outcome = "lost"
-            reason = " ".join(str(error).replace(str(self.project.folder), "project").split())[:1000]
+            where = traceback.extract_tb(error.__traceback__)[-1]  # a bare `assert` has no words of its own
+            reason = " ".join(f"{where.line}: {error}".replace(str(self.project.folder), "project").split())[:1000]
             self.losses.append(f"{inject.__name__}: {reason}")
             print(f"LOST: {self.losses[-1]}", file=sys.stderr, flush=True)
         for kind, count in self.counts.items():

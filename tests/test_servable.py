@@ -43,7 +43,7 @@ def saved(weights, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(servable, "LIBRARY", library)
             with servable.packed(weights) as options:
-                servable.Servable.save_model(str(tmp_path / name), Model(), **options)
+                servable.save(tmp_path / name, Model(), **options)
         return str(tmp_path / name)
 
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -104,7 +104,7 @@ def test_the_input_example_is_saved_without_running_the_model(tmp_path, monkeypa
     monkeypatch.setattr(servable.pyfunc, "save_model", lambda path, **options: given.update(options))
     files, given, made = [], {}, SimpleNamespace(save=lambda path: files.append(path))
     example = [{"task": "generate", "n": 1, "seed": 0}]
-    servable.Servable.save_model(str(tmp_path), made, example, validate_serving_input=False, other=1)
+    servable.save(tmp_path, made, example, other=1)
     assert given == {"mlflow_model": made, "other": 1}
     info = made.saved_input_example_info
     assert json.loads((tmp_path / info["artifact_path"]).read_text()) == example

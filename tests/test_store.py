@@ -258,7 +258,7 @@ def test_a_new_store_is_at_its_address(tmp_path, monkeypatch, address):
     assert Store(tmp_path / "root", "team/vae").experiment.experiment_id == made.experiment.experiment_id
 
 
-def test_a_store_of_an_older_mlflow_is_one_line_with_the_whole_cure(database, monkeypatch, tmp_path):
+def test_a_store_of_an_older_mlflow_is_one_line_with_the_whole_cure(database, real_store, monkeypatch, tmp_path):
     """The version that MLflow finds is in the database."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
     shutil.copy(database / "mlflow.db", tmp_path)

@@ -74,8 +74,10 @@ def test_a_server_gets_the_state_whole(project, served, tmp_path):
     assert {"samples", "plots", "hashes.json"} <= artifacts
 
 
-def test_a_record_that_was_cut_short_is_continued(project, tmp_path, monkeypatch, request):
-    """Another state of the same model has a run of its own meanwhile, and nothing is logged twice."""
+@pytest.mark.parametrize("last", ["log_model_artifacts", "finalize_logged_model", "log_outputs", "set_tags"])
+def test_a_record_that_was_cut_short_is_continued(project, tmp_path, monkeypatch, request, last):
+    """At its last request, or while it logs the model. Another state of the same model has a run of its own meanwhile,
+    and nothing is logged twice."""
     store = project.at(f"sqlite:///{tmp_path / 'other.db'}")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
     monkeypatch.chdir(project.folder)
@@ -89,7 +91,7 @@ def test_a_record_that_was_cut_short_is_continued(project, tmp_path, monkeypatch
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, previous))
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "set_tags", lambda *_: os.kill(os.getpid(), signal.SIGINT))  # the last request
+        patch.setattr(Store, last, lambda *_: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
             record(state, project.folder)
     other = record(dataclasses.replace(state, params=changed), project.folder)
@@ -100,7 +102,10 @@ def test_a_record_that_was_cut_short_is_continued(project, tmp_path, monkeypatch
     for name in runs[run_id].data.metrics:
         points = store.client.get_metric_history(run_id, name)
         assert len(points) == (EPOCHS if name in CURVES else 1), name
-    assert len(runs[run_id].outputs.model_outputs) == 1
-    assert len(store.client.search_model_versions(f"run_id = '{run_id}'")) == 1
+    (model,) = runs[run_id].outputs.model_outputs
+    made = store.client.search_logged_models([runs[run_id].info.experiment_id], f"source_run_id = '{run_id}'")
+    assert [(item.model_id, item.status) for item in made] == [(model.model_id, "READY")]
+    versions = [store.client.search_model_versions(f"run_id = '{name}'") for name in runs]
+    assert {len(found) for found in versions} in ({1}, {0, 1})  # the run of the other state has the same model
     pictures = store.pictures(run_id)
     assert len({*pictures}) * 2 == len(pictures)  # a picture and its thumbnail

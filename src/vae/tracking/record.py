@@ -81,8 +81,7 @@ def _write(store: Store, state: State, damaged: list[Run]) -> str:
         data = datasets.inputs(state, validation[IMAGES])
         store.log_inputs(run_id, list(data.values()))
         log_files(store, run_id, state, changes)  # before the model, so that a full disk leaves no half of one
-        # Before the metrics, because MLflow asks for the history of each metric that a run has when it logs a model.
-        uri = store.model_of(run) or servable.log_model(run_id, state.model, used)
+        uri = store.model_of(run) or servable.log_model(store, run_id, state.model, used)
         curves, stored = read_curves(state.curves), store.epochs(run_id)
         store.log_metrics(run_id, [row for row in curves if row[0] not in stored])
         now, logged = int(time.time() * 1000), run.data.metrics
@@ -216,7 +215,7 @@ def record_serving(params: Path, run_id: str, root: Path) -> None:
         servable.check(model := Path(store.download_artifacts(run_id, file, scratch)))
         mlflow.set_tracking_uri(store.uri)
         mlflow.set_experiment(experiment_id=store.experiment.experiment_id)
-        uri, name = servable.log_model(run_id, model, run.data.params), registry.registered_name(run.data.params)
+        uri, name = servable.log_model(store, run_id, model, run.data.params), registry.registered_name(run.data.params)
         if versions := registry.versions_of(store, name, run_id, tags[Tag.MODEL]):
             registry.register_again(store, versions, uri)
         else:

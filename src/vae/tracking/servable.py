@@ -13,11 +13,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import mlflow
 from mlflow import pyfunc
+from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 from mlflow.models import Model
 
 from vae.errors import InputError
 from vae.tracking.changes import ENVIRONMENTS, SECRETS
+from vae.tracking.store import Store
 
 LIBRARY = Path(__file__).parents[1]
 REQUIREMENTS = ("mlflow", "numpy", "pillow", "pydantic", "pyyaml", "safetensors", "torch")  # of the served model
@@ -69,19 +72,15 @@ def importable(package: Path) -> Iterator[None]:
             del sys.modules[name]
 
 
-class Servable:
-    """The pyfunc flavor, but it saves the input example without running it, which would import torch. Tests run it."""
-
-    @staticmethod
-    def save_model(path: str, mlflow_model: Model, example: list[dict[str, Any]], **options: Any) -> None:
-        """Fills the folder of the model. `Model.log` calls this."""
-        options.pop("validate_serving_input")  # an option that `Model.log` passes on
-        pyfunc.save_model(path, mlflow_model=mlflow_model, **options)
-        files = {"artifact_path": "input_example.json", "serving_input_path": "serving_input.json"}
-        for name, content in (("artifact_path", example), ("serving_input_path", {"inputs": example})):
-            (Path(path) / files[name]).write_text(json.dumps(content))
-        mlflow_model.saved_input_example_info = files | {"type": "json_object"}
-        mlflow_model.save(str(Path(path) / "MLmodel"))
+def save(path: Path, description: Model, example: list[dict[str, Any]], **options: Any) -> None:
+    """Fills the folder of a model, like `pyfunc.save_model`, but saves the input example without running it. That would
+    import torch. Tests run it."""
+    pyfunc.save_model(path, mlflow_model=description, **options)
+    files = {"artifact_path": "input_example.json", "serving_input_path": "serving_input.json"}
+    for name, content in (("artifact_path", example), ("serving_input_path", {"inputs": example})):
+        (path / files[name]).write_text(json.dumps(content))
+    description.saved_input_example_info = files | {"type": "json_object"}
+    description.save(str(path / "MLmodel"))
 
 
 @contextmanager
@@ -95,17 +94,23 @@ def packed(model: Path) -> Iterator[dict[str, Any]]:
             "code_paths": [str(package)],
             "example": EXAMPLE,
             "pip_requirements": requirements(),
-            "validate_serving_input": False,
         }
 
 
-def log_model(run_id: str, model: Path, params: Mapping[str, Any]) -> str:
+def log_model(store: Store, run_id: str, model: Path, params: Mapping[str, Any]) -> str:
     """Logs the servable model with its signature, input example and pinned requirements. Returns its URI.
-    Its name says data set, architecture and prior."""
+    Its name says data set, architecture and prior. The run gets the model when its files are there, so a run has no
+    half of a model. An attempt that was cut short is continued."""
     name = "-".join(params[key] for key in ("data.name", "model.architecture", "model.prior"))
-    with packed(model) as options:
-        logged = Model.log(None, Servable, name=name, flavor_name="pyfunc", run_id=run_id, **options)
-        return logged.model_uri
+    texts = {key: str(value) for key, value in params.items()}
+    logged = store.begun_model(run_id) or mlflow.initialize_logged_model(name, run_id, params=texts)
+    description = Model(artifact_path=logged.artifact_location, run_id=run_id, model_id=logged.model_id)
+    with packed(model) as options, tempfile.TemporaryDirectory() as folder:
+        save(Path(folder) / "model", description, **options)
+        store.log_model_artifacts(logged.model_id, f"{folder}/model")
+    store.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+    store.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    return f"models:/{logged.model_id}"
 
 
 def check(model: Path) -> None:
@@ -113,7 +118,7 @@ def check(model: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             with packed(model) as options:
-                Servable.save_model(f"{folder}/model", Model(), **options)
+                save(Path(folder) / "model", Model(), **options)
             pyfunc.load_model(f"{folder}/model").predict(EXAMPLE)
         except Exception as error:
             raise InputError(

@@ -27,7 +27,7 @@ from typing import Any
 
 from filelock import FileLock
 from mlflow import MlflowClient, MlflowException
-from mlflow.entities import Experiment, FileInfo, LoggedModelStatus, Metric, Param, Run, RunTag
+from mlflow.entities import Experiment, FileInfo, LoggedModel, LoggedModelStatus, Metric, Param, Run, RunTag
 
 from vae.errors import InputError
 from vae.params import load
@@ -188,6 +188,13 @@ class Store(MlflowClient):
         """The address of the last model of a run that can be loaded, or None."""
         models = [f"models:/{item.model_id}" for item in (run.outputs.model_outputs if run.outputs else [])]
         return next(filter(self.loads, reversed(models)), None)
+
+    def begun_model(self, run_id: str) -> LoggedModel | None:
+        """A model that was made for this run, but that the run did not get, because its logging was cut short."""
+        made = self.search_logged_models([self.experiment.experiment_id], f"source_run_id = '{run_id}'")
+        outputs = self.get_run(run_id).outputs
+        got = {item.model_id for item in (outputs.model_outputs if outputs else [])}
+        return next((model for model in made if model.model_id not in got), None)
 
     def loads(self, uri: str) -> bool:
         """Whether the files of a logged model are there: its description, and the code and the weights of a model of
