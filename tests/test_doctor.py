@@ -78,6 +78,43 @@ def test_a_lock_of_a_killed_git_is_removed_and_a_new_one_stays(repository, tmp_p
     assert not lock.exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "whole", "half"),
+    [
+        ("dvc.lock", "schema: '2.0'\nstages: {}\n", "schema: '2.0'\nstages:\n  download:\n    cmd: a\n    outs:"),
+        (".dvc/tmp/rwlock", '{"read": {}, "write": {}}', '{"read": {"a": [{"p'),
+    ],
+)
+@pytest.mark.parametrize("committed", [True, False])
+def test_a_file_that_a_killed_dvc_cut_short_is_put_back(repository, tmp_path, name, whole, half, committed):
+    """DVC writes it in place, and fails in every command until it is whole."""
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(whole)
+    os.utime(path, (0, 0))
+    assert said(doctor.halves) == []
+    if committed:
+        git("add", "--all")
+        git("commit", "--quiet", "--message", "whole")
+    for text in (half, ""):
+        path.write_text(text)
+        assert said(doctor.halves) == []  # it may be written just now
+        os.utime(path, (0, 0))
+        (line,) = said(doctor.halves)
+        assert name in line
+        assert "MEND=1" in line
+        (mended,) = doctor.halves(here(mend=True))
+        assert not mended.left
+        assert (path.read_text() if path.exists() else None) == (whole if committed else None)
+
+
+def test_a_lock_file_with_a_merge_in_it_is_left_to_the_user(repository, tmp_path):
+    lock = tmp_path / "dvc.lock"
+    lock.write_text("<<<<<<< HEAD\nschema: '2.0'\n=======\n>>>>>>> other\n")
+    os.utime(lock, (0, 0))
+    assert said(doctor.halves) == []
+
+
 def test_a_cache_that_cannot_be_written_is_a_finding(repository, tmp_path, monkeypatch):
     subprocess.run(["dvc", "init", "--quiet"], check=True)
     assert said(doctor.cache) == []

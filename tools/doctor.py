@@ -17,10 +17,14 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import NamedTuple
 
+import yaml
+from dvc.rwlock import SCHEMA
+from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from mlflow import MlflowException
 from mlflow.entities import Run
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from voluptuous import Invalid
 
 import vae
 from vae.errors import InputError
@@ -123,6 +127,37 @@ def locks(here: Here) -> Iterator[Finding]:
         if time.time() - lock.stat().st_mtime > LOCK_SECONDS:
             text = f"{lock} is of a git or DVC that was killed, and stops the next one"
             yield mendable(here, text, "removes it", lock.unlink, "removed")
+
+
+def halves(here: Here) -> Iterator[Finding]:
+    """Files that DVC was writing when it was killed. It reads them in every command, and then fails."""
+    forms = {
+        "dvc.lock": COMPILED_LOCKFILE_SCHEMA,
+        "quality/dvc.lock": COMPILED_LOCKFILE_SCHEMA,
+        ".dvc/tmp/rwlock": SCHEMA,
+    }
+    for name, form in forms.items():
+        path = here.root / name
+        if path.is_file() and time.time() - path.stat().st_mtime > LOCK_SECONDS:
+            text = path.read_text(errors="replace")
+            try:
+                form(yaml.safe_load(text))
+            except (yaml.YAMLError, Invalid):
+                if "<<<<<<<" not in text:  # that is a merge, and `git` above says so
+                    said = f"{name} was cut short when DVC was killed, and stops every command of DVC"
+                    way = "puts the committed one back, or removes it: DVC's cache has the results"
+                    yield mendable(here, said, way, partial(put_back, name), "{}")
+
+
+def put_back(name: str) -> str:
+    """Restores a file as it is in the last commit, or removes it if it is not committed. Returns which."""
+    try:
+        committed = worktree.git("show", f"HEAD:./{name}")
+    except InputError:
+        Path(name).unlink()
+        return "removed"
+    Path(name).write_bytes(committed)
+    return "the committed one is back"
 
 
 def cache(here: Here) -> Iterator[Finding]:
@@ -249,7 +284,7 @@ def queue(here: Here) -> Iterator[Finding]:
 
 # Each part of the report has its checks, in this order. A check yields its findings, or nothing.
 CHECKS: dict[str, tuple[Callable[[Here], Iterator[Finding]], ...]] = {
-    "git": (git, locks, cache),
+    "git": (git, locks, halves, cache),
     "environment": (environment,),
     "store": (copied, stuck, damaged, champions),
     "links": (links,),
