@@ -235,6 +235,14 @@ def test_a_wrong_figure_is_refused(whole, name, old, new):
     assert f"{path} " in refusal(whole)
 
 
+def test_curves_that_were_cut_in_the_last_number_are_refused(whole):
+    """What is left of it is a number too."""
+    path = whole.params.parent / "metrics/train.csv"
+    whole_text = path.read_bytes()
+    path.write_bytes(whole_text[:-2])
+    assert f"{path} was cut short" in refusal(whole)
+
+
 @pytest.mark.parametrize("text", ["{}", "[]", "null", '"text"', 99999 * "["])
 @pytest.mark.parametrize("name", METRICS[1:])
 def test_json_of_another_kind_is_refused(whole, name, text):

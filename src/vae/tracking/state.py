@@ -143,6 +143,8 @@ def curve_point(row: dict[str, Any]) -> tuple[int, dict[str, float]]:
 def read_curves(path: Path) -> Curves:
     """The rows of metrics/train.csv. Raises InputError if it is no table of finite numbers."""
     text = read_text(path)
+    if not text.endswith("\n"):  # its last number may be another one
+        raise damaged(path, "was cut short: its last line has no end")
     try:
         points = [curve_point(row) for row in csv.DictReader(text.splitlines())]
     except (ValueError, TypeError, KeyError, OverflowError, csv.Error) as error:
