@@ -46,6 +46,7 @@ SMALL = {
         "initial_bias": "default",
         "epochs": 3,
         "prior_epochs": 0,
+        "importance_epochs": 1000.0,
         "refine_epochs": 0,
         "batch_size": 64,
         "learning_rate": 0.005,

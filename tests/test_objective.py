@@ -158,6 +158,25 @@ def test_elbo_terms_without_a_closed_form(vae, binary, perturb, prior):
     torch.testing.assert_close(rate, log_q - model.prior.log_prob(z), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("prior", ["mixture", "flow"])
+def test_the_gradient_without_a_closed_form_has_the_same_mean(vae, binary, perturb, prior):
+    """It lacks the gradient of log q(z|x) in mu and log variance, whose mean over q is zero."""
+    model = perturb(vae(prior=prior))
+    mu, logvar = (part.detach().requires_grad_() for part in model.encode(binary))
+    model.encode.forward = lambda _: (mu, logvar)
+    found, whole = [], []
+    for seed in range(500):
+        rate, distortion = objective.elbo_terms(model, binary, generator(seed))
+        found.append(torch.cat(torch.autograd.grad((rate + distortion).sum(), (mu, logvar)), dim=1))
+        z = objective.sample_posterior(mu, logvar, generator(seed))
+        rate = objective.gaussian_log_prob(z, mu, logvar) - model.prior.log_prob(z)
+        loss = rate - objective.bernoulli_log_prob(binary, model.decode(z))
+        whole.append(torch.cat(torch.autograd.grad(loss.sum(), (mu, logvar)), dim=1))
+    difference = torch.stack(found) - torch.stack(whole)
+    assert (difference.std(dim=0) > 0).all()
+    assert (difference.mean(dim=0).abs() < 5 * difference.std(dim=0) / math.sqrt(len(found))).all()
+
+
 @torch.no_grad()
 def test_closed_form_agrees_with_monte_carlo(vae, binary, perturb):
     """For each image, the mean of log q(z|x) - log p(z) is the closed form within 5 standard errors.
@@ -218,7 +237,8 @@ def test_every_parameter_gets_a_gradient(vae, binary, perturb, prior, architectu
 
 
 def test_gradient_of_the_loss_against_autograd(vae, binary, perturb):
-    """The handwritten step of the backward pass gives every parameter the gradient of autograd."""
+    """The handwritten step of the backward pass gives every parameter the gradient of autograd. The density q(z|x) has
+    no gradient in its parameters."""
     ours, theirs = perturb(vae(prior="flow")), perturb(vae(prior="flow"))
     rate, distortion = objective.elbo_terms(ours, binary, generator(3))
     (rate + distortion).mean().backward()
@@ -226,7 +246,7 @@ def test_gradient_of_the_loss_against_autograd(vae, binary, perturb):
     mu, logvar = theirs.encode(binary)
     z = mu + (0.5 * logvar).exp() * torch.randn(mu.shape, generator=generator(3))
     log_p_x = Bernoulli(logits=theirs.decode(z)).log_prob(binary).sum(dim=-1)
-    log_q = Normal(mu, (0.5 * logvar).exp()).log_prob(z).sum(dim=-1)
+    log_q = Normal(mu.detach(), (0.5 * logvar.detach()).exp()).log_prob(z).sum(dim=-1)
     (log_q - theirs.prior.log_prob(z) - log_p_x).mean().backward()
     for (name, parameter), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-8, atol=1e-10, msg=name)

@@ -20,6 +20,20 @@ def test_weight_of_the_rate_still_rises_in_the_last_part(small):
     assert [step.beta for step in steps] == [0, 0.25, 0.5, 0.75, 1]
 
 
+def test_one_sample_between_two_times_with_more(small):
+    """As many epochs at the start as at the end have all samples. If these meet, all steps have. The steps of the prior
+    alone have all samples too."""
+
+    def samples(epochs: int, important: float) -> list[int]:
+        train = {"epochs": epochs, "prior_epochs": 1, "importance_samples": 3, "importance_epochs": important}
+        found = schedule.Schedule(small(train=train).train, learned_prior=True)
+        return [step.samples for epoch in range(found.epochs) for step in found.of_epoch(epoch, 4)]
+
+    assert samples(2, 0.5) == [3, 3, 1, 1, 1, 1, 3, 3] + 4 * [3]
+    assert samples(2, 0.0) == 8 * [1] + 4 * [3]
+    assert samples(1, 0.5) == samples(1, 7.0) == 8 * [3]
+
+
 def test_three_parts(small):
     """First the whole model is trained, and the share of augmented images falls. Then a learned prior is trained alone.
     Then the whole model is trained on more samples, without augmentation."""

@@ -55,14 +55,15 @@ def sample_posterior(mu: Tensor, logvar: Tensor, noise: Noise) -> Tensor:
 def elbo_terms(model: VAE, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
     """The two parts of ELBO(x) = -(rate + distortion) from one sample z ~ q(z|x) (Kingma & Welling 2014, eq. 3).
     rate = log q(z|x) - log p(z), distortion = -log p(x|z). If the prior is the standard normal, the rate is the closed
-    form KL(q(z|x) || p(z)), which has the same mean and less noise.
+    form KL(q(z|x) || p(z)), which has the same mean and less noise. For another prior, the density q(z|x) has no
+    gradient in its parameters, only in z: the rest of that gradient has the mean 0 (Roeder et al. 2017).
     Shapes: x (B, P) -> (B,), (B,)."""
     mu, logvar = model.encode(x)  # (B, D), (B, D)
     z = sample_posterior(mu, logvar, noise)  # (B, D)
     distortion = -bernoulli_log_prob(x, model.decode(z))  # (B,)
     rate = model.prior.kl(mu, logvar)  # (B,), or None if there is no closed form
     if rate is None:
-        rate = gaussian_log_prob(z, mu, logvar) - model.prior.log_prob(z)
+        rate = gaussian_log_prob(z, mu.detach(), logvar.detach()) - model.prior.log_prob(z)
     return rate, distortion
 
 

@@ -14,7 +14,7 @@ from torch.optim.adam import adam
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration (Jordan et al. 2024)
 STEPS = 5
 MOMENTUM = 0.95
-DECAY_SHARE = 0.7  # of a training with the schedule `stable-decay`
+DECAY_SHARE = 0.85  # of a training with the schedule `stable-decay`
 EPSILON = 1e-14
 fused_adam = partial(
     adam, fused=True, amsgrad=False, beta1=0.9, beta2=0.999, weight_decay=0.0, eps=1e-8, maximize=False

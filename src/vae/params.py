@@ -64,6 +64,7 @@ class Train(Section):
     batch_size: Count
     augmentation: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
     importance_samples: Count
+    importance_epochs: NonNegative
     refine_epochs: CountOrZero
     refine_importance_samples: Count
     refine_rate: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]

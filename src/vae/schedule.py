@@ -54,7 +54,11 @@ class Schedule:
         if step >= network_steps:
             return Step(0.0, prior_share, config.importance_samples, prior_alone=True)
         moved = config.augmentation * (1 - step / network_steps)
-        return Step(self._share(step, network_steps), prior_share, config.importance_samples, beta, moved)
+        # One sample takes half the time of two. From the start the latents can collapse with one, and to the end the
+        # bound is worse.
+        edge = min(step, network_steps - 1 - step) / steps  # epochs to the nearer end of this part
+        samples = config.importance_samples if edge < config.importance_epochs else 1
+        return Step(self._share(step, network_steps), prior_share, samples, beta, moved)
 
     def _share(self, step: int, of: int) -> float:
         return rate_factor(self.config.schedule, step / of, step, self.config.warmup_steps)
