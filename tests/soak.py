@@ -55,7 +55,6 @@ MADE = (".dvc/cache", ".checkpoints", "models", "metrics", "plots", "samples", "
 FILES = ("dvc.lock", "mlflow.db")
 KILLS = 8  # of a command, before it may end
 ORPHAN_SECONDS = 300  # for the processes of a killed command
-PORTS = (20_000, 30_000)  # for a server that comes back: the system gives these to no other connection
 LOCKED_SECONDS = (5, 20, 60)
 SHORT = {"STORE_PATIENCE": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 READ = (  # by `track`
@@ -358,14 +357,13 @@ class Soak:
         """A server is killed at random moments of a pipeline without results, and comes back at the same address."""
         self.forget()
         with tempfile.TemporaryDirectory() as folder:
-            port = self.random.randrange(*PORTS)
-            serve = partial(mlflow_server, Path(folder), port=port, end=signal.SIGKILL)
+            serve = partial(mlflow_server, Path(folder), end=signal.SIGKILL)
             with serve() as uri:
                 running = self.project.at(uri).start("dvc", "repro")
                 wait_for(lambda: self.found("train.py") or running.process.poll() is not None, 0.2)
                 time.sleep(self.random.uniform(0, self.project.first_repro_seconds / 2))
             self.count(DIES)
-            with serve():
+            with serve(port=int(uri.rpartition(":")[2])):
                 done, again = running.finish(), self.project.at(uri)
                 require(done.returncode == 0 or "error: MLflow store" in done.stderr, done.stderr)
                 if done.returncode:

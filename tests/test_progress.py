@@ -6,18 +6,19 @@ import pytest
 
 
 def test_without_a_terminal_each_epoch_is_a_line(capsys, monkeypatch):
-    """The whole time is estimated once, from the first steps and the cost of each epoch."""
-    clock = iter([0.0, 1.0, 3.0, 100.0, 103.0, 200.0])
+    """The whole time is estimated once, from the first steps but the very first, and the cost of all."""
+    clock = iter([8.0, 10.0, 14.0, 100.0, 103.0, 200.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
-    with progress.Bar(2, lambda epoch: [1.0, 0.5][epoch]) as bar:
+    with progress.Bar(2, lambda epoch: 1.0 if epoch < 0.5 else 0.5) as bar:
         after = bar.start(0)
         after(1, 10)
-        after(2, 10)  # 3 s for two of ten steps: 15 s and 7.5 s
+        after(2, 10)
+        after(4, 10)  # 6 s for three steps: 10 s for the first five, and 15 s for the others at half the cost
         bar.end("neg-ELBO 90.00", 15.0)
         bar.start(1)(1, 10)
         bar.end("neg-ELBO 80.00", 7.5)
     assert capsys.readouterr().out.splitlines() == [
-        "training takes about 22 s on this machine",
+        "training takes about 25 s on this machine",
         "epoch 1 of 2: neg-ELBO 90.00, 15 s",
         "epoch 2 of 2: neg-ELBO 80.00, 7.5 s",
     ]

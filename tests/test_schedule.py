@@ -34,6 +34,13 @@ def test_one_sample_between_two_times_with_more(small):
     assert samples(1, 0.5) == samples(1, 7.0) == 8 * [3]
 
 
+def test_the_cost_of_a_step_at_any_time(small):
+    train = {"epochs": 2, "prior_epochs": 1, "importance_samples": 4, "importance_epochs": 0.25, "refine_epochs": 1}
+    found = schedule.Schedule(small(train=train | {"refine_importance_samples": 32}).train, learned_prior=True)
+    times = (0.0, 0.2, 0.3, 1.0, 1.7, 1.8, 2.0, 3.5)
+    assert [found.relative_cost(time) for time in times] == [1, 1, 0.25, 0.25, 0.25, 1, schedule.PRIOR_COST, 8]
+
+
 def test_three_parts(small):
     """First the whole model is trained, and the share of augmented images falls. Then a learned prior is trained alone.
     Then the whole model is trained on more samples, without augmentation."""

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from vae.optimizers import rate_factor
 from vae.params import Train
 
-PRIOR_COST = 1 / 3  # of an epoch of the prior alone; measured with the default
+PRIOR_COST = 1 / 3  # of a step of the prior alone; measured with the default
+PARTS = 20  # of an epoch, in each of which all steps cost the same
 
 
 def kl_weight(config: Train, epoch: float) -> float:
@@ -35,9 +36,10 @@ class Schedule:
         self.fitting_epochs = config.epochs + (config.prior_epochs if learned_prior else 0)
         self.epochs = self.fitting_epochs + config.refine_epochs
 
-    def relative_cost(self, epoch: int) -> float:
-        """About how long an epoch takes, compared with the first. Without it no remaining time can be told."""
-        step = self._at(epoch, 1)
+    def relative_cost(self, epoch: float) -> float:
+        """About how long a step at this time takes, compared with one on `train.importance_samples` samples. Without it
+        no remaining time can be told."""
+        step = self._at(int(epoch * PARTS), PARTS)
         return PRIOR_COST if step.prior_alone else step.samples / self.config.importance_samples
 
     def of_epoch(self, epoch: int, steps: int) -> list[Step]:

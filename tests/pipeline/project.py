@@ -400,7 +400,15 @@ def server(
     It is told no address to listen on, and must listen for this machine alone."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("127.0.0.1", port))
+
+        def bound() -> bool:
+            """Not yet, if workers of a server that was killed still listen on this port."""
+            with suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return True
+            return False
+
+        wait_for(bound)
         port = probe.getsockname()[1]
     process = subprocess.Popen(
         [*command, "--port", str(port)],

@@ -9,15 +9,15 @@ from typing import Self
 
 from tqdm import tqdm
 
-MEASURED_SECONDS = 2  # of the first epoch, after which the whole time is estimated
+MEASURED_SECONDS = 3  # of the first epoch, after which the whole time is estimated
 
 
 class Bar:
-    """Counts epochs, and the steps within them. `cost(epoch)` is about how long each epoch takes, in any unit."""
+    """Counts epochs, and the steps within them. `cost(epoch)` is about how long a step at this time takes, in any unit.
+    The start of epoch 1 is 1.0, its middle 1.5."""
 
-    def __init__(self, epochs: int, cost: Callable[[int], float]) -> None:
-        self.costs = [cost(epoch) for epoch in range(epochs)]
-        self.epoch = 0
+    def __init__(self, epochs: int, cost: Callable[[float], float]) -> None:
+        self.epochs, self.cost, self.epoch = epochs, cost, 0
         self.estimated = False
         self.bar = tqdm(total=epochs, disable=None, bar_format="{l_bar}{bar}| {n:.1f}/{total} epochs{postfix}")
 
@@ -29,17 +29,23 @@ class Bar:
 
     def start(self, epoch: int) -> Callable[[int, int], None]:
         """Begins an epoch, counted from 0. Returns the function that is called after each step of it."""
-        began = time.monotonic()
+        first, began = 0, 0.0  # the first step is left out, because it is far slower than the others
         self._is_after(epoch)
         self.bar.n = epoch
 
+        def costs(start: int, end: int, steps: int) -> float:
+            return sum(self.cost(epoch + step / steps) for step in range(start, end))
+
         def after(step: int, steps: int) -> None:
+            nonlocal first, began
             self.bar.update(epoch + step / steps - self.bar.n)
-            spent = time.monotonic() - began
-            if not self.estimated and spent > MEASURED_SECONDS:
+            now = time.monotonic()
+            if not first:
+                first, began = step, now
+            elif not self.estimated and now - began > MEASURED_SECONDS:
                 self.estimated = True
-                left = spent / step * steps * sum(self.costs[epoch:]) / self.costs[epoch]
-                self.say(f"training takes about {duration(left)} on this machine")
+                whole = (now - began) * costs(0, (self.epochs - epoch) * steps, steps) / costs(first, step, steps)
+                self.say(f"training takes about {duration(whole)} on this machine")
 
         return after
 
@@ -48,11 +54,11 @@ class Bar:
         self._is_after(self.epoch + 1)
         self.bar.set_postfix_str(figures)
         if self.bar.disable:
-            self.say(f"epoch {self.epoch} of {len(self.costs)}: {figures}, {duration(seconds)}")
+            self.say(f"epoch {self.epoch} of {self.epochs}: {figures}, {duration(seconds)}")
 
     def _is_after(self, epoch: int) -> None:
         self.epoch = epoch
-        command.last_words = f"stopped after epoch {epoch} of {len(self.costs)}; run the same command to go on"
+        command.last_words = f"stopped after epoch {epoch} of {self.epochs}; run the same command to go on"
 
     def say(self, line: str) -> None:
         """Prints a line, above the bar if there is one."""
