@@ -214,7 +214,7 @@ class Soak:
         self.outcome = "survived"
         try:
             inject()
-        except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001 - an error of this file costs a round, not all
+        except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001 - also an error of this file costs one round
             self.outcome = "lost"
             where = traceback.extract_tb(error.__traceback__)[-1]  # a bare `assert` has no words of its own
             reason = " ".join(f"{where.line}: {error}".replace(str(self.project.folder), "project").split())[:1000]

@@ -11,6 +11,7 @@ from tools import leaderboard as script
 from vae import model, params
 from vae.errors import InputError
 from vae.evaluation import leaderboard, readme
+from vae.params import load
 
 
 def test_rows_are_read_and_replaced(row, tmp_path):
@@ -81,7 +82,8 @@ def results(root, vae, store, evaluation, quality, tmp_path, monkeypatch) -> dic
     store.artifacts = params_file.read_text(), json.dumps(hashes)
     recipes = tmp_path / "recipes"
     recipes.mkdir()
-    (recipes / "mine.sh").write_text("dvc exp run -S train.epochs=3  # like the committed params.yaml\n")
+    epochs = load(params_file).train.epochs
+    (recipes / "mine.sh").write_text(f"dvc exp run -S train.epochs={epochs}  # like the committed params.yaml\n")
     monkeypatch.setattr(script, "git", lambda *_: params_file.read_bytes())
     others = {"recipe": "mine", "recipes": recipes, "model": weights, "board": tmp_path / "board.csv"}
     return {"params": params_file} | paths | pages | others
@@ -114,9 +116,11 @@ def test_a_row_has_the_name_of_a_recipe(results, name):
 
 def test_a_run_of_another_recipe_is_refused(results):
     """Otherwise `minute` could appear as `two-hours`. Another seed, or more samples, is the same recipe."""
-    recipe = results["recipes"] / "mine.sh"
-    recipe.write_text("dvc exp run -S train.epochs=5 \\\n  -S 'model.channels=[16,32]' -S train.seed=3\n")
-    with pytest.raises(InputError, match=r"train\.epochs is 3, and 5 in the recipe; `bash recipes/mine"):
+    recipe, epochs = results["recipes"] / "mine.sh", load(results["params"]).train.epochs
+    recipe.write_text(f"dvc exp run -S train.epochs={epochs + 2} \\\n  -S 'model.channels=[16,32]' -S train.seed=3\n")
+    with pytest.raises(
+        InputError, match=rf"train\.epochs is {epochs}, and {epochs + 2} in the recipe; `bash recipes/mine"
+    ):
         script.main(**results)
     assert not results["board"].exists()
     recipe.write_text("dvc exp run -S evaluate.importance_samples=7 -S train.seed=3\n")

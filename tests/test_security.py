@@ -250,7 +250,7 @@ def test_tags_of_yaml_run_no_code(published, tmp_path):
         f"!!python/object/new:pathlib.Path.touch ['{tmp_path}/ran']",
         f"!!python/object/apply:subprocess.check_output [['touch', '{tmp_path}/ran']]",
     ):
-        assert "train.epochs" in refused(re.sub(r"\n  epochs: 3 ", f"\n  epochs: {value} ", published, count=1))
+        assert "train.epochs" in refused(re.sub(r"\n  epochs: \d+ ", f"\n  epochs: {value} ", published, count=1))
     assert not (tmp_path / "ran").exists()
 
 
@@ -298,7 +298,7 @@ def test_names_that_are_paths_or_have_lines(published):
 
 
 def test_a_value_of_a_million_letters_gives_a_short_line(published):
-    assert "train.epochs" in refused(re.sub(r"\n  epochs: 3 ", f"\n  epochs: {'9' * 10**6} ", published, count=1))
+    assert "train.epochs" in refused(re.sub(r"\n  epochs: \d+ ", f"\n  epochs: {'9' * 10**6} ", published, count=1))
 
 
 # Mirrors.

@@ -288,7 +288,7 @@ def test_the_epochs_of_a_prior_are_needed_if_it_has_weights(whole):
     save_file({"decode.w": np.ones(9, np.float32)}, whole.model, described)
     dataclasses.replace(whole).check()
     whole.curves.write_text("".join(rows))
-    assert "lacks an epoch of 1 to 3, " in refusal(whole)
+    assert f"lacks an epoch of 1 to {params.train.epochs}, " in refusal(whole)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"model_sha256": 1}', '{"frechet": NaN}'])
