@@ -216,8 +216,9 @@ class Soak:
             inject()
         except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001 - also an error of this file costs one round
             self.outcome = "lost"
-            where = traceback.extract_tb(error.__traceback__)[-1]  # a bare `assert` has no words of its own
-            reason = " ".join(f"{where.line}: {error}".replace(str(self.project.folder), "project").split())[:1000]
+            where = traceback.extract_tb(error.__traceback__)[-1].line  # a bare `assert` has no words of its own
+            words = str(error) if isinstance(error, Lost) else f"{where}: {error}"
+            reason = " ".join(words.replace(str(self.project.folder), "project").split())[:1000]
             self.losses.append(f"{inject.__name__}: {reason}")
             print(f"LOST: {self.losses[-1]}", file=sys.stderr, flush=True)
         for kind, count in self.counts.items():
