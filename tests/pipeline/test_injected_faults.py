@@ -30,5 +30,5 @@ def test_what_does_not_survive_is_counted_as_lost(project):
     few.round(inject)
     few.round(lambda: few.count("another kind"))
     assert few.losses == ["inject: the bits"]
-    assert soak.report([few])["total"] == {"injected": 2, "survived": 1, "lost": 1}
-    assert soak.report([few])["kinds"]["a kind"] == {"injected": 1, "survived": 0, "lost": 1}
+    assert soak.report([few])["total"] == {"injected": 2, "survived": 1, "mended": 0, "lost": 1}
+    assert soak.report([few])["kinds"]["a kind"] == {"injected": 1, "survived": 0, "mended": 0, "lost": 1}
