@@ -42,6 +42,7 @@ TINY = {
         "schedule": "constant",
         "warmup_steps": 5,
         "kl_warmup_epochs": 20,  # so that the latents carry something after two epochs
+        "importance_epochs": 1000,  # the same
         "precision": "fp32",
         "threads": 1,
     },

@@ -6,6 +6,8 @@ import optuna
 import pytest
 import yaml
 
+from tests.pipeline.project import wait_for
+
 pytestmark = [pytest.mark.pipeline, pytest.mark.scale]
 
 SMALL = {"architecture": "mlp", "encoder": [16], "decoder": [16], "prior": "standard-normal"}
@@ -44,6 +46,7 @@ def test_a_killed_search_goes_on_and_its_best_trial_comes_back(project):
     assert len(study.trials) == 4  # one of them is the killed one
     assert sorted(project.experiments()) == ["tried-0", "tried-1"]
 
+    wait_for(lambda: not project.processes())  # the observer of the pruned trial ends its run
     made = {run.info.run_name: run for run_id, run in project.runs().items() if run_id not in before}
     assert sorted(made) == ["tried-0", "tried-1", "tried-2"]
     assert {name: run.info.status for name, run in made.items()} == {
