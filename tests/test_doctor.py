@@ -92,18 +92,18 @@ def test_a_file_that_a_killed_dvc_cut_short_is_put_back(repository, tmp_path, na
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(whole)
     os.utime(path, (0, 0))
-    assert said(doctor.halves) == []
+    assert said(doctor.cut_short) == []
     if committed:
         git("add", "--all")
         git("commit", "--quiet", "--message", "whole")
     for text in (half, ""):
         path.write_text(text)
-        assert said(doctor.halves) == []  # it may be written just now
+        assert said(doctor.cut_short) == []  # it may be written just now
         os.utime(path, (0, 0))
-        (line,) = said(doctor.halves)
+        (line,) = said(doctor.cut_short)
         assert name in line
         assert "MEND=1" in line
-        (mended,) = doctor.halves(here(mend=True))
+        (mended,) = doctor.cut_short(here(mend=True))
         assert not mended.left
         assert (path.read_text() if path.exists() else None) == (whole if committed else None)
 
@@ -112,7 +112,7 @@ def test_a_lock_file_with_a_merge_in_it_is_left_to_the_user(repository, tmp_path
     lock = tmp_path / "dvc.lock"
     lock.write_text("<<<<<<< HEAD\nschema: '2.0'\n=======\n>>>>>>> other\n")
     os.utime(lock, (0, 0))
-    assert said(doctor.halves) == []
+    assert said(doctor.cut_short) == []
 
 
 def test_a_cache_that_cannot_be_written_is_a_finding(repository, tmp_path, monkeypatch):

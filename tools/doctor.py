@@ -2,7 +2,7 @@
 It checks git, the environment, the store, the links between DVC and MLflow, the queue and the machine. The exit code is
 1 if something is left to mend."""
 
-from vae.runtime import command, cores, repository
+from vae.runtime import command, cores, files, repository
 from vae.runtime.checkpoint import is_held
 
 import os
@@ -24,7 +24,7 @@ from mlflow import MlflowException
 from mlflow.entities import Run
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from voluptuous import Invalid
+from voluptuous import Invalid, Schema
 
 import vae
 from vae.errors import InputError
@@ -36,6 +36,11 @@ from vae.tracking.store import Store, Tag, open_store
 from vae.tracking.sync import record_again
 
 LOCK_SECONDS = 60  # git holds a lock for a moment
+DVC_FILES = {  # files that DVC does not replace at once, and their forms
+    "dvc.lock": COMPILED_LOCKFILE_SCHEMA,
+    "quality/dvc.lock": COMPILED_LOCKFILE_SCHEMA,
+    ".dvc/tmp/rwlock": SCHEMA,
+}
 LEAST_BYTES = 2 << 30  # free space for the cache, the runs and a checkpoint
 NEWEST = 100  # runs whose files are looked at, because a store can have thousands
 
@@ -124,40 +129,42 @@ def locks(here: Here) -> Iterator[Finding]:
     """Locks that git or DVC left when it was killed. The next change of the same thing would fail."""
     folder = repository.git_folder(here.root)[1]
     for lock in sorted([*folder.glob("*.lock"), *folder.glob("refs/**/*.lock")]):
-        if time.time() - lock.stat().st_mtime > LOCK_SECONDS:
+        if is_left(lock):
             text = f"{lock} is of a git or DVC that was killed, and stops the next one"
             yield mendable(here, text, "removes it", lock.unlink, "removed")
 
 
-def halves(here: Here) -> Iterator[Finding]:
+def is_left(path: Path) -> bool:
+    """Whether a file is so old that no git or DVC can still be at work on it."""
+    return time.time() - path.stat().st_mtime > LOCK_SECONDS
+
+
+def cut_short(here: Here) -> Iterator[Finding]:
     """Files that DVC was writing when it was killed. It reads them in every command, and then fails."""
-    forms = {
-        "dvc.lock": COMPILED_LOCKFILE_SCHEMA,
-        "quality/dvc.lock": COMPILED_LOCKFILE_SCHEMA,
-        ".dvc/tmp/rwlock": SCHEMA,
-    }
-    for name, form in forms.items():
+    for name, form in DVC_FILES.items():
         path = here.root / name
-        if path.is_file() and time.time() - path.stat().st_mtime > LOCK_SECONDS:
-            text = path.read_text(errors="replace")
-            try:
-                form(yaml.safe_load(text))
-            except (yaml.YAMLError, Invalid):
-                if "<<<<<<<" not in text:  # that is a merge, and `git` above says so
-                    said = f"{name} was cut short when DVC was killed, and stops every command of DVC"
-                    way = "puts the committed one back, or removes it: DVC's cache has the results"
-                    yield mendable(here, said, way, partial(put_back, name), "{}")
+        if path.is_file() and is_left(path) and not has_form(path.read_text(errors="replace"), form):
+            text = f"{name} was cut short when DVC was killed, and stops every command of DVC"
+            way = "puts the committed one back, or removes it: DVC's cache has the results"
+            yield mendable(here, text, way, partial(put_back, name), "{}")
+
+
+def has_form(text: str, form: Schema) -> bool:
+    """Whether a file of DVC is whole. The marks of a merge are left to the user, and `git` above names them."""
+    try:
+        form(yaml.safe_load(text))
+    except (yaml.YAMLError, Invalid):
+        return "<<<<<<<" in text
+    return True
 
 
 def put_back(name: str) -> str:
     """Restores a file as it is in the last commit, or removes it if it is not committed. Returns which."""
-    try:
-        committed = worktree.git("show", f"HEAD:./{name}")
-    except InputError:
-        Path(name).unlink()
-        return "removed"
-    Path(name).write_bytes(committed)
-    return "the committed one is back"
+    if worktree.names("ls-tree", "-z", "--name-only", "HEAD", "--", name):
+        files.write_whole(Path(name), worktree.git("show", f"HEAD:./{name}"))
+        return "the committed one is back"
+    Path(name).unlink()
+    return "removed"
 
 
 def cache(here: Here) -> Iterator[Finding]:
@@ -284,7 +291,7 @@ def queue(here: Here) -> Iterator[Finding]:
 
 # Each part of the report has its checks, in this order. A check yields its findings, or nothing.
 CHECKS: dict[str, tuple[Callable[[Here], Iterator[Finding]], ...]] = {
-    "git": (git, locks, halves, cache),
+    "git": (git, locks, cut_short, cache),
     "environment": (environment,),
     "store": (copied, stuck, damaged, champions),
     "links": (links,),

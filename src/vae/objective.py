@@ -55,16 +55,21 @@ def sample_posterior(mu: Tensor, logvar: Tensor, noise: Noise) -> Tensor:
 def elbo_terms(model: VAE, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
     """The two parts of ELBO(x) = -(rate + distortion) from one sample z ~ q(z|x) (Kingma & Welling 2014, eq. 3).
     rate = log q(z|x) - log p(z), distortion = -log p(x|z). If the prior is the standard normal, the rate is the closed
-    form KL(q(z|x) || p(z)), which has the same mean and less noise. For another prior, the density q(z|x) has no
-    gradient in its parameters, only in z: the rest of that gradient has the mean 0 (Roeder et al. 2017).
+    form KL(q(z|x) || p(z)), which has the same mean and less noise.
     Shapes: x (B, P) -> (B,), (B,)."""
     mu, logvar = model.encode(x)  # (B, D), (B, D)
     z = sample_posterior(mu, logvar, noise)  # (B, D)
     distortion = -bernoulli_log_prob(x, model.decode(z))  # (B,)
     rate = model.prior.kl(mu, logvar)  # (B,), or None if there is no closed form
     if rate is None:
-        rate = gaussian_log_prob(z, mu.detach(), logvar.detach()) - model.prior.log_prob(z)
+        rate = sampled_rate(model, z, mu, logvar)
     return rate, distortion
+
+
+def sampled_rate(model: VAE, z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    """log q(z|x) - log p(z) of a sample z. The density q(z|x) has no gradient in its parameters, only in z: the rest of
+    its gradient has the mean 0, and is noise (Roeder et al. 2017). Shapes: (..., D) -> (...)."""
+    return gaussian_log_prob(z, mu.detach(), logvar.detach()) - model.prior.log_prob(z)
 
 
 def importance_weighted_loss(
@@ -90,7 +95,7 @@ def prior_rate(model: VAE, x: Tensor, samples: int, noise: Noise) -> Tensor:
     with torch.no_grad():
         mu, logvar = (part[:, None].expand(-1, samples, -1) for part in model.encode(x))  # (B, K, D)
         z = sample_posterior(mu, logvar, noise)  # (B, K, D)
-    return (gaussian_log_prob(z, mu, logvar) - model.prior.log_prob(z)).mean(dim=1)
+    return sampled_rate(model, z, mu, logvar).mean(dim=1)
 
 
 def log_weights(
@@ -104,5 +109,5 @@ def log_weights(
     mu, logvar = (part[:, None].expand(-1, samples, -1) for part in posterior)  # (B, K, D)
     z = sample_posterior(mu, logvar, noise)  # (B, K, D)
     distortion = -bernoulli_log_prob(x[:, None], model.decode(z))  # (B, K)
-    rate = gaussian_log_prob(z, mu.detach(), logvar.detach()) - model.prior.log_prob(z)  # (B, K)
+    rate = sampled_rate(model, z, mu, logvar)  # (B, K)
     return z, rate, distortion

@@ -6,7 +6,7 @@ from vae.optimizers import rate_factor
 from vae.params import Train
 
 PRIOR_COST = 1 / 3  # of a step of the prior alone; measured with the default
-PARTS = 20  # of an epoch, in each of which all steps cost the same
+PARTS = 20  # of an epoch; the steps of a part are taken to cost the same
 
 
 def kl_weight(config: Train, epoch: float) -> float:
@@ -56,8 +56,8 @@ class Schedule:
         if step >= network_steps:
             return Step(0.0, prior_share, config.importance_samples, prior_alone=True)
         moved = config.augmentation * (1 - step / network_steps)
-        # One sample takes half the time of two. From the start the latents can collapse with one, and to the end the
-        # bound is worse.
+        # One sample takes half the time of two. But with one at the start the latents can collapse, and with one at the
+        # end the bound is worse.
         edge = min(step, network_steps - 1 - step) / steps  # epochs to the nearer end of this part
         samples = config.importance_samples if edge < config.importance_epochs else 1
         return Step(self._share(step, network_steps), prior_share, samples, beta, moved)

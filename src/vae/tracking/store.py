@@ -186,14 +186,13 @@ class Store(MlflowClient):
 
     def model_of(self, run: Run) -> str | None:
         """The address of the last model of a run that can be loaded, or None."""
-        models = [f"models:/{item.model_id}" for item in (run.outputs.model_outputs if run.outputs else [])]
+        models = [f"models:/{name}" for name in _model_ids(run)]
         return next(filter(self.loads, reversed(models)), None)
 
     def begun_model(self, run_id: str) -> LoggedModel | None:
         """A model that was made for this run, but that the run did not get, because its logging was cut short."""
         made = self.search_logged_models([self.experiment.experiment_id], f"source_run_id = '{run_id}'")
-        outputs = self.get_run(run_id).outputs
-        got = {item.model_id for item in (outputs.model_outputs if outputs else [])}
+        got = _model_ids(self.get_run(run_id))
         return next((model for model in made if model.model_id not in got), None)
 
     def loads(self, uri: str) -> bool:
@@ -237,6 +236,11 @@ class Store(MlflowClient):
 def open_store(params: Path) -> Store:
     """The store of the main repository, with the experiment that params.yaml names."""
     return Store(main_repository(), load(params).track.experiment)
+
+
+def _model_ids(run: Run) -> list[str]:
+    """The logged models that a run has, the last one last."""
+    return [item.model_id for item in (run.outputs.model_outputs if run.outputs else [])]
 
 
 def _sizes(listed: Callable[[str | None], list[FileInfo]], folder: str | None = None) -> dict[str, int]:
