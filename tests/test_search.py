@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 from vae import params
 from vae.errors import InputError
 from vae.tracking import search
+from vae.tracking.store import Tag
 
 GOOD = {
     "study": "s",
@@ -222,6 +223,25 @@ def test_a_pruned_trial_waits_for_the_observer_of_its_training(worker, monkeypat
     monkeypatch.setattr(search, "GRACE_SECONDS", -1)
     one.store.find = lambda _: []
     assert one.ended_runs("s-0") == []  # the store did not follow this training
+
+
+@pytest.mark.parametrize("status", ["KILLED", "RUNNING"])
+def test_the_run_of_a_pruned_trial_is_ended(worker, monkeypatch, status):
+    """A training that has just done its last epoch leaves its run to `track`, which does not come for this trial."""
+    one, ended = worker(), {"of-training": status}
+    run = SimpleNamespace(
+        info=SimpleNamespace(run_id="of-training", status=status), data=SimpleNamespace(tags={Tag.TRAINING: "t"})
+    )
+    tags = {}
+    monkeypatch.setattr(search, "GRACE_SECONDS", -1)
+    monkeypatch.setattr(search, "revision", lambda *_: None)
+    monkeypatch.setattr(one, "train", lambda *_: "epoch 1: it is behind")
+    one.store.find = lambda _: [run]
+    one.store.set_tags = lambda run_id, found: tags.update({run_id: found})
+    one.store.set_terminated = lambda run_id, found: ended.update({run_id: found})
+    assert one.run(one.claim(), "s-0") == (TrialState.PRUNED, None)
+    assert ended == {"of-training": "KILLED"}
+    assert tags == {"of-training": {Tag.PRUNED: "epoch 1: it is behind"}}
 
 
 def test_trials_that_fail_one_after_the_other_end_the_worker(worker, monkeypatch):

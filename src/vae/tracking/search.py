@@ -204,6 +204,8 @@ class Worker:
         with store_errors(self.store.uri):
             for run in self.ended_runs(name) if behind else []:
                 self.store.set_tags(run.info.run_id, {Tag.PRUNED: behind})
+                if run.info.status == "RUNNING":  # it had trained its last epoch, and `track` will not come
+                    self.store.set_terminated(run.info.run_id, "KILLED")
                 checkpoint = f"{run.data.tags.get(Tag.TRAINING)}.pt"  # nobody goes on with this training
                 (repository.state_folder(self.store.root) / checkpoint).unlink(missing_ok=True)
         return TrialState.PRUNED if behind else TrialState.FAIL, None
