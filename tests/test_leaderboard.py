@@ -41,6 +41,12 @@ def test_rows_of_another_data_set_or_seed_are_refused(row, small, evaluation, qu
         leaderboard.put([row("a")], other)
 
 
+def test_a_model_of_grey_values_is_scored_on_the_same_pixels(row, small, evaluation, quality):
+    measured = evaluation | {"binarization": "none"}
+    grey = leaderboard.row("seed", small(data={"binarization": "none"}), 1, 1.0, measured, quality)
+    assert leaderboard.put([row("minute")], grey) == [row("minute"), grey]
+
+
 class Stored:
     """A store with the run `r` of the model, and the text of two of its artifacts: params.yaml and hashes.json."""
 

@@ -14,7 +14,7 @@ SAMPLES = ("frechet_binary", "frechet_binary_stderr", "precision_binary", "recal
 TRAINING_IMAGES = ("frechet_binary_train", "precision_binary_train", "recall_binary_train")
 MEASURED = BOUNDS + PARTS + SAMPLES + TRAINING_IMAGES
 KEY = ("recipe", "importance_samples", "seed")  # one row for each combination
-TEST = ("data_name", "test_images", "binarization", "evaluate_seed", "binarization_sha256")  # the images and pixels
+TEST = ("data_name", "test_images", "evaluate_seed", "binarization_sha256")  # the images and pixels
 COLUMNS = (*KEY, *TEST, "parameters", "train_minutes", *MEASURED)
 Row = dict[str, str]
 
@@ -30,8 +30,8 @@ def read(path: Path) -> list[Row]:
 def row(recipe: str, config: Params, parameters: int, seconds: float, *measured: dict[str, Any]) -> Row:
     """A row from the params, the results of the stages (metrics/*.json) and the seconds that the epochs took."""
     values: dict[str, Any] = {name: value for part in measured for name, value in part.items() if name in COLUMNS}
-    values |= {"data_name": config.data.name, "binarization": config.data.binarization}
-    values |= {"recipe": recipe, "seed": config.train.seed, "evaluate_seed": config.evaluate.seed}
+    values |= {"recipe": recipe, "seed": config.train.seed}
+    values |= {"data_name": config.data.name, "evaluate_seed": config.evaluate.seed}
     values |= {"parameters": parameters, "train_minutes": seconds / 60}
     return {name: f"{value:.3f}" if isinstance(value, float) else str(value) for name, value in values.items()}
 
